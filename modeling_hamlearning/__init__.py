@@ -1,0 +1,39 @@
+"""HamLearning as it lies on the Hub: configuration, model, CRF, pipeline."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .configuration_hamlearning import LEVELS, HamLearningConfig
+from .crf import HamLearningCRF
+from .modeling_hamlearning import (
+    HamLearningForTokenClassification,
+    HamLearningModel,
+    HamLearningModelOutput,
+    HamLearningTokenClassifierOutput,
+)
+from .pipeline_mner import MnerPipeline
+from .relations import RELATION_NAMES, inverse_relation, spatial_relations
+
+AutoConfig.register("hamlearning", HamLearningConfig)
+AutoModel.register(HamLearningConfig, HamLearningModel)
+AutoModelForTokenClassification.register(HamLearningConfig, HamLearningForTokenClassification)
+HamLearningConfig.register_for_auto_class()
+HamLearningModel.register_for_auto_class("AutoModel")
+HamLearningForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
+PIPELINE_REGISTRY.register_pipeline(
+    "mner", pipeline_class=MnerPipeline, pt_model=AutoModelForTokenClassification, type="multimodal"
+)
+
+__all__ = [
+    "LEVELS",
+    "RELATION_NAMES",
+    "HamLearningCRF",
+    "HamLearningConfig",
+    "HamLearningForTokenClassification",
+    "HamLearningModel",
+    "HamLearningModelOutput",
+    "HamLearningTokenClassifierOutput",
+    "MnerPipeline",
+    "inverse_relation",
+    "spatial_relations",
+]

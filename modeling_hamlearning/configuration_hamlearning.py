@@ -1,0 +1,96 @@
+"""Configuration of HamLearning: one place for everything the paper leaves open."""
+
+import transformers
+from packaging import version
+
+if version.parse(transformers.__version__) < version.parse("5.0.0"):
+    raise ImportError(
+        f"HamLearning needs transformers 5 or newer and found {transformers.__version__}: "
+        "pip install --upgrade 'transformers>=5'"
+    )
+
+from transformers import AutoConfig, PreTrainedConfig
+
+LEVELS = ("global", "object", "spatial", "semantic")
+
+
+class HamLearningConfig(PreTrainedConfig):
+    r"""Configuration of [`HamLearningModel`] and [`HamLearningForTokenClassification`].
+
+    Args:
+        text_config (`dict` or `PreTrainedConfig`):
+            Any Hugging Face text encoder. Defaults to BERT's own configuration.
+        vision_config (`dict` or `PreTrainedConfig`):
+            Any timm backbone, as a `TimmBackboneConfig` (`backbone` names it). Defaults to `resnet50`.
+        fusion_size (`int`): Width d of the relevance and cross-modal stages.
+        fusion_intermediate_size (`int`, *optional*): Width of their feed-forward layers; twice `fusion_size` if unset.
+        fusion_attention_heads (`int`): Heads of every attention outside the two encoders.
+        fusion_dropout (`float`): Dropout of every layer outside the two encoders.
+        use_global, use_objects, use_spatial, use_semantic (`bool`):
+            Whether that level's memory enters stages 2 and 3. All four off is the plain text tagger.
+        use_relevance (`bool`): Whether a level is scaled by its measured relevance; 1 for every present level if not.
+        use_crf (`bool`): Linear-chain CRF over words; a softmax per word, still decoded to legal BIO, if not.
+        num_iterations (`int`): Rounds N of the cross-modal Transformer pair.
+        classifier_dropout (`float`): Dropout in front of the emission scores.
+        initializer_range (`float`): Standard deviation of the initial weights outside the two encoders.
+
+    The paper (AAAI 2024, doi 10.1609/aaai.v38i17.29831) fixes the stages and the levels; sizes are defaults.
+    """
+
+    model_type = "hamlearning"
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    fusion_size: int = 256
+    fusion_intermediate_size: int | None = None
+    fusion_attention_heads: int = 8
+    fusion_dropout: float = 0.1
+    use_global: bool = True
+    use_objects: bool = True
+    use_spatial: bool = True
+    use_semantic: bool = True
+    use_relevance: bool = True
+    use_crf: bool = True
+    num_iterations: int = 3
+    classifier_dropout: float = 0.1
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        self.text_config = _as_config(self.text_config, "bert")
+        self.vision_config = _as_config(self.vision_config, "timm_backbone", backbone="resnet50")
+        self.fusion_intermediate_size = self.fusion_intermediate_size or 2 * self.fusion_size
+        if self.fusion_size % self.fusion_attention_heads:
+            raise ValueError(
+                f"fusion_size {self.fusion_size} must be a multiple of fusion_attention_heads "
+                f"{self.fusion_attention_heads}"
+            )
+        if self.num_iterations < 1:
+            raise ValueError(f"num_iterations must be at least 1, got {self.num_iterations}")
+        # Saving a model names only the class that is saved: a repo is to load as any of them, and as a pipeline.
+        self.auto_map = {"AutoModel": "modeling_hamlearning.HamLearningModel"} | (kwargs.pop("auto_map", None) or {})
+        self.custom_pipelines = kwargs.pop("custom_pipelines", None) or {
+            "mner": {
+                "impl": "pipeline_mner.MnerPipeline",
+                "pt": ["AutoModelForTokenClassification"],
+                "type": "multimodal",
+            }
+        }
+        super().__post_init__(**kwargs)
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The levels whose memory enters stages 2 and 3."""
+        switches = (self.use_global, self.use_objects, self.use_spatial, self.use_semantic)
+        return tuple(level for level, on in zip(LEVELS, switches, strict=True) if on)
+
+    @property
+    def label_names(self) -> list[str]:
+        return [self.id2label[index] for index in range(len(self.id2label))]
+
+
+def _as_config(value, model_type: str, **defaults) -> PreTrainedConfig:
+    if isinstance(value, PreTrainedConfig):
+        return value
+    values = dict(value or defaults)
+    return AutoConfig.for_model(values.pop("model_type", model_type), **values)

@@ -1,0 +1,180 @@
+"""Linear-chain conditional random field over the words of a post, legal BIO by construction."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def _bio(label: str) -> tuple[str, str]:
+    """Prefix and type; a label outside BIO counts as an O of its own."""
+    prefix, _, kind = label.partition("-")
+    return (prefix, kind) if prefix in ("B", "I") and kind else ("O", label)
+
+
+def bio_constraints(label_names: list[str]) -> dict[str, Tensor]:
+    """What BIO allows, in fp32: 0 for a label that may start a post (L,) or follow another (L, L), −inf otherwise: I-X
+    comes only after B-X or I-X; and the label that begins what a label belongs to (L,): B-X for I-X, itself otherwise.
+    """
+    labels = [_bio(label) for label in label_names]
+    for prefix, kind in labels:
+        if prefix == "I" and ("B", kind) not in labels:
+            raise ValueError(f"label I-{kind} can never begin an entity: add B-{kind} to the labels {label_names}")
+    may_start = torch.tensor([prefix != "I" for prefix, _ in labels])
+    may_follow = torch.tensor(
+        [[to[0] != "I" or (source[0] != "O" and source[1] == to[1]) for to in labels] for source in labels]
+    )
+    begin = [labels.index(("B", kind)) if prefix == "I" else place for place, (prefix, kind) in enumerate(labels)]
+    return {
+        "start_constraint": torch.zeros(len(labels)).masked_fill(~may_start, -torch.inf),
+        "transition_constraint": torch.zeros(len(labels), len(labels)).masked_fill(~may_follow, -torch.inf),
+        "begin": torch.tensor(begin, dtype=torch.float32),
+    }
+
+
+class HamLearningCRF(nn.Module):
+    """CRF whose sums are taken in fp32 whatever the precision of the model around it.
+
+    With `learned=False` all transition scores stay 0: what is left is a softmax per word that is decoded, and whose
+    spans are scored, under the BIO constraint.
+
+    Shapes: emissions (B, W, L), mask (B, W) with every post's words in front of its padding.
+    """
+
+    def __init__(self, label_names: list[str], learned: bool = True):
+        super().__init__()
+        self.label_names = label_names
+        self.learned = learned
+        num_labels = len(label_names)
+        # Persistent: a non-persistent buffer holds garbage after `from_pretrained`, which builds on the meta device.
+        # And fp32 throughout: that is what loading in another precision makes of everything that is to keep its own.
+        for name, constraint in bio_constraints(label_names).items():
+            self.register_buffer(name, constraint)
+        if learned:
+            self.start = nn.Parameter(torch.zeros(num_labels))
+            self.end = nn.Parameter(torch.zeros(num_labels))
+            self.transitions = nn.Parameter(torch.zeros(num_labels, num_labels))
+
+    def _scores(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Start (L,), transition (L, L) and end (L,) scores, −inf where BIO forbids it."""
+        start, transitions = self.start_constraint.float(), self.transition_constraint.float()
+        if not self.learned:
+            return start, transitions, torch.zeros_like(start)
+        return start + self.start.float(), transitions + self.transitions.float(), self.end.float()
+
+    def repair(self, labels: Tensor, mask: Tensor) -> Tensor:
+        """(B, W) labels with every orphan I-X, one that follows no B-X or I-X, read as B-X."""
+        labels = labels.where(mask, 0)
+        follows = self.transition_constraint[labels[:, :-1], labels[:, 1:]]
+        legal = torch.cat([self.start_constraint[labels[:, :1]], follows], dim=1) == 0
+        return torch.where(legal, labels, self.begin.long()[labels])
+
+    def forward(self, emissions: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        """Negative log-likelihood of the labels, (B,). A word labelled −100 is skipped: its neighbours are linked."""
+        known = mask & (labels >= 0)
+        order = torch.argsort(~known, dim=1, stable=True)
+        labels, known = labels.gather(1, order), known.gather(1, order)
+        emissions = emissions.gather(1, order[..., None].expand_as(emissions))
+        labels = self.repair(labels, known)
+        if not self.learned:
+            nll = nn.functional.cross_entropy(emissions.float().transpose(1, 2), labels, reduction="none")
+            return (nll * known).sum(1)
+        return self.log_partition(emissions, known) - self.score(emissions, labels, known)
+
+    def score(self, emissions: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        """Score of one path a post, (B,); 0 for a post without words."""
+        if emissions.shape[1] == 0:
+            return emissions.new_zeros(emissions.shape[0], dtype=torch.float32)
+        start, transitions, end = self._scores()
+        labels = labels.where(mask, 0)
+        words = emissions.float().gather(2, labels[..., None]).squeeze(2).where(mask, 0).sum(1)
+        steps = transitions[labels[:, :-1], labels[:, 1:]].where(mask[:, 1:], 0).sum(1)
+        last = labels.gather(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0)).squeeze(1)
+        return (start[labels[:, 0]] + words + steps + end[last]).where(mask.any(1), 0)
+
+    def log_partition(self, emissions: Tensor, mask: Tensor) -> Tensor:
+        """Log-sum of the scores of all legal paths, (B,); 0 for a post without words."""
+        if emissions.shape[1] == 0:
+            return emissions.new_zeros(emissions.shape[0], dtype=torch.float32)
+        start, transitions, end = self._scores()
+        alpha = start + emissions[:, 0].float()
+        for step in range(1, emissions.shape[1]):
+            alpha = torch.where(mask[:, step, None], self._advance(alpha, transitions, emissions[:, step]), alpha)
+        return torch.logsumexp(alpha + end, dim=1).where(mask.any(1), 0)
+
+    @staticmethod
+    def _advance(alpha: Tensor, transitions: Tensor, emissions: Tensor) -> Tensor:
+        return torch.logsumexp(alpha[:, :, None] + transitions, dim=1) + emissions.float()
+
+    def decode(self, emissions: Tensor, mask: Tensor) -> list[list[int]]:
+        """Best legal path of every post (Viterbi): label ids, as many as the post has words."""
+        batch_size, num_words, _ = emissions.shape
+        if num_words == 0:
+            return [[] for _ in range(batch_size)]
+        start, transitions, end = self._scores()
+        best = start + emissions[:, 0].float()
+        pointers = []
+        for step in range(1, num_words):
+            scores, source = (best[:, :, None] + transitions).max(dim=1)
+            here = mask[:, step, None]
+            best = torch.where(here, scores + emissions[:, step].float(), best)
+            # Past its last word a post points to itself, so that the way back starts at its own end.
+            pointers.append(torch.where(here, source, torch.arange(source.shape[1], device=source.device)))
+        path = [(best + end).argmax(dim=1)]
+        for source in reversed(pointers):
+            path.append(source.gather(1, path[-1][:, None]).squeeze(1))
+        paths = torch.stack(path[::-1], dim=1).tolist()
+        return [labels[:length] for labels, length in zip(paths, mask.sum(1).tolist(), strict=True)]
+
+    def _forward_backward(self, emissions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Forward and backward log-sums (B, W, L) and the log-partition (B,). `beta` leaves its own word out."""
+        start, transitions, end = self._scores()
+        emissions = emissions.float()
+        alpha = [start + emissions[:, 0]]
+        for step in range(1, emissions.shape[1]):
+            new = self._advance(alpha[-1], transitions, emissions[:, step])
+            alpha.append(torch.where(mask[:, step, None], new, alpha[-1]))
+        beta = [end.expand_as(alpha[0])]
+        for step in range(emissions.shape[1] - 1, 0, -1):
+            new = torch.logsumexp(transitions + (emissions[:, step] + beta[-1])[:, None, :], dim=2)
+            beta.append(torch.where(mask[:, step, None], new, beta[-1]))
+        return torch.stack(alpha, 1), torch.stack(beta[::-1], 1), torch.logsumexp(alpha[-1] + end, dim=1)
+
+    def marginals(self, emissions: Tensor, mask: Tensor) -> Tensor:
+        """Probability of every label at every word, (B, W, L); 0 at padding."""
+        if emissions.shape[1] == 0:
+            return emissions.float()
+        alpha, beta, log_partition = self._forward_backward(emissions, mask)
+        return (alpha + beta - log_partition[:, None, None]).exp() * mask[..., None]
+
+    def span_probabilities(self, emissions: Tensor, mask: Tensor, spans: Tensor) -> Tensor:
+        """Probability that exactly these spans are entities under the model, summed over the rest of the post.
+
+        Args:
+            spans: (n, 5) long: post, first word, last word, label of the first word, label of the words inside.
+
+        Returns:
+            (n,): that the first word has the span's first label, the others its inside label, and that the entity
+            does not go on after the last word.
+        """
+        if len(spans) == 0:
+            return emissions.new_zeros(0, dtype=torch.float32)
+        post, first, last, begin, inside = spans.unbind(1)
+        _, transitions, _ = self._scores()
+        emissions = emissions.float()
+        alpha, beta, log_partition = self._forward_backward(emissions, mask)
+        inside_scores = emissions[post, :, inside] + transitions[inside, inside].nan_to_num(neginf=0)[:, None]
+        position = torch.arange(emissions.shape[1], device=spans.device)
+        within = (position > first[:, None] + 1) & (position <= last[:, None])
+        second = (first + 1).clamp(max=emissions.shape[1] - 1)
+        entering = torch.where(last > first, transitions[begin, inside] + emissions[post, second, inside], 0.0)
+        final = torch.where(last > first, inside, begin)
+        goes_on = torch.where(
+            (last + 1 < mask.sum(1)[post]) & (inside != begin),
+            transitions[final, inside] + (emissions + beta)[post, (last + 1).clamp(max=mask.shape[1] - 1), inside],
+            -torch.inf,
+        )
+        ends = beta[post, last, final]
+        stops = ends + torch.log1p(-(goes_on - ends).exp().clamp(max=1))
+        total = alpha[post, first, begin] + entering + (inside_scores * within).sum(1) + stops
+        return (total - log_partition[post]).exp()

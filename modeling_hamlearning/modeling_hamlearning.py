@@ -1,0 +1,798 @@
+"""HamLearning: hierarchical aligned multimodal learning for named entity recognition (AAAI 2024).
+
+Reads as the paper does: stage 1 (text, and the image at four levels), stage 2 (relevance), stage 3 (iterative
+cross-modal learning), the model, the tagging head.
+
+Shapes: B posts, N windows, S sub-tokens, W words, P posts with an image, K regions, T sub-tokens of a region's label,
+G grid cells, M visual tokens of all levels, L labels, H width of the text encoder, d width of stages 2 and 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+from transformers import AutoBackbone, AutoConfig, AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import ModelOutput
+
+from .configuration_hamlearning import LEVELS, HamLearningConfig
+from .crf import HamLearningCRF, bio_constraints
+from .pipeline_mner import MnerPipeline  # noqa: F401  (re-saving a loaded model copies only what modeling imports)
+from .relations import NUM_RELATIONS, spatial_relations
+
+
+@dataclass
+class HamLearningModelOutput(ModelOutput):
+    """Output of [`HamLearningModel`].
+
+    Args:
+        last_hidden_state: (B, W, H) words refined by the image.
+        relevance: (B, 4) relevance of each level of `LEVELS`, exactly 0 where a level is off or absent.
+        word_region_attention: (B, W, K) attention of words to regions in the last round, mean of the heads; K = 0
+            without images.
+        hidden_states, attentions: of the text encoder, over its windows, when asked for.
+        cross_attentions: one (P, heads, W, M) a round, of words to visual tokens, when attentions are asked for.
+    """
+
+    last_hidden_state: Tensor | None = None
+    relevance: Tensor | None = None
+    word_region_attention: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class HamLearningTokenClassifierOutput(ModelOutput):
+    """Output of [`HamLearningForTokenClassification`]: `loss`, `logits` (B, W, L) and what the model returns."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    relevance: Tensor | None = None
+    word_region_attention: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+# Parts that the stages share
+
+
+class HamLearningAttention(nn.Module):
+    """Multi-head attention of queries to a context whose values carry a weight of their own, the level's relevance."""
+
+    def __init__(self, config: HamLearningConfig):
+        super().__init__()
+        self.num_heads = config.fusion_attention_heads
+        self.dropout = config.fusion_dropout
+        self.query = nn.Linear(config.fusion_size, config.fusion_size)
+        self.key = nn.Linear(config.fusion_size, config.fusion_size, bias=False)
+        # Without a bias a context of weight 0 adds exactly nothing.
+        self.value = nn.Linear(config.fusion_size, config.fusion_size, bias=False)
+        self.output = nn.Linear(config.fusion_size, config.fusion_size, bias=False)
+
+    def _heads(self, hidden: Tensor) -> Tensor:
+        return hidden.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def forward(
+        self,
+        queries: Tensor,
+        context: Tensor,
+        context_mask: Tensor,
+        weight: Tensor | None = None,
+        return_attention: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """queries (B, Q, d), context (B, C, d), mask (B, C), weight (B, C) → (B, Q, d) and, if asked, the (B, heads, Q, C).
+
+        Where nothing of the context is present the result is 0.
+        """
+        query, key, value = self._heads(self.query(queries)), self._heads(self.key(context)), self.value(context)
+        if weight is not None:
+            value = value * weight[..., None]
+        value = self._heads(value)
+        # A row that may look at nothing looks at everything (no nan) and is zeroed below.
+        present = context_mask.any(dim=1)
+        mask = (context_mask | ~present[:, None])[:, None, None, :]
+        dropout = self.dropout if self.training else 0.0
+        attention = None
+        if return_attention:
+            scores = (query @ key.transpose(-1, -2)) * key.shape[-1] ** -0.5
+            attention = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).float().softmax(-1).to(value.dtype)
+            mixed = nn.functional.dropout(attention, dropout, self.training) @ value
+            attention = attention * present[:, None, None, None]
+        else:
+            mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        mixed = self.output(mixed.transpose(1, 2).flatten(2))
+        return mixed * present[:, None, None], attention
+
+
+class HamLearningFeedForward(nn.Module):
+    """Pre-norm position-wise feed-forward layer with its residual."""
+
+    def __init__(self, config: HamLearningConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.fusion_size)
+        self.inner = nn.Linear(config.fusion_size, config.fusion_intermediate_size)
+        self.outer = nn.Linear(config.fusion_intermediate_size, config.fusion_size)
+        self.dropout = nn.Dropout(config.fusion_dropout)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.dropout(self.outer(nn.functional.gelu(self.inner(self.norm(hidden)))))
+
+
+class HamLearningTransformerLayer(GradientCheckpointingLayer):
+    """Pre-norm Transformer layer in which one modality attends to a context: itself or the other modality."""
+
+    def __init__(self, config: HamLearningConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.fusion_size)
+        self.context_norm = nn.LayerNorm(config.fusion_size)
+        self.attention = HamLearningAttention(config)
+        self.dropout = nn.Dropout(config.fusion_dropout)
+        self.feed_forward = HamLearningFeedForward(config)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        context: Tensor,
+        context_mask: Tensor,
+        weight: Tensor | None = None,
+        return_attention: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        mixed, attention = self.attention(
+            self.norm(hidden), self.context_norm(context), context_mask, weight, return_attention
+        )
+        return self.feed_forward(hidden + self.dropout(mixed)), attention
+
+
+# Stage 1: intra-modality representation
+
+
+class HamLearningWords(nn.Module):
+    """One vector a word, its first sub-token's; a learned one for a word that tokenizes to nothing."""
+
+    def __init__(self, config: HamLearningConfig):
+        super().__init__()
+        self.missing = nn.Parameter(torch.zeros(config.text_config.hidden_size))
+
+    def forward(self, hidden: Tensor, word_positions: Tensor) -> Tensor:
+        """hidden (B, N·S, H), word_positions (B, W) → (B, W, H)."""
+        index = word_positions.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1])
+        return torch.where((word_positions >= 0)[..., None], hidden.gather(1, index), self.missing.to(hidden.dtype))
+
+
+class HamLearningGeometry(nn.Module):
+    """Where a grid cell or a region lies: an embedding of x1, y1, x2, y2, width and height."""
+
+    def __init__(self, config: HamLearningConfig):
+        super().__init__()
+        self.inner = nn.Linear(6, config.fusion_size)
+        self.outer = nn.Linear(config.fusion_size, config.fusion_size)
+
+    def forward(self, boxes: Tensor) -> Tensor:
+        """boxes (…, 4) in [0, 1] → (…, d)."""
+        features = torch.cat([boxes, boxes[..., 2:] - boxes[..., :2]], dim=-1).to(self.inner.weight.dtype)
+        return self.outer(nn.functional.gelu(self.inner(features)))
+
+
+class HamLearningVisual(nn.Module):
+    """The backbone's feature map as a grid of d-dimensional cells, and each region's cells by RoIAlign on the same map."""
+
+    def __init__(self, config: HamLearningConfig, num_channels: int):
+        super().__init__()
+        self.projection = nn.Linear(num_channels, config.fusion_size)
+        self.norm = nn.LayerNorm(config.fusion_size)
+
+    def forward(self, feature_map: Tensor, region_boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """feature_map (P, C, rows, columns), region_boxes (P, K, 4) → cells (P, G, d), their boxes (G, 4), regions (P, K, d)."""
+        rows, columns = feature_map.shape[-2:]
+        cells = self.norm(self.projection(feature_map.flatten(2).transpose(1, 2)))
+        return cells, self.cell_boxes(rows, columns, cells.device), self.pool(cells, rows, columns, region_boxes)
+
+    @staticmethod
+    def cell_boxes(rows: int, columns: int, device: torch.device) -> Tensor:
+        y, x = torch.meshgrid(
+            torch.arange(rows, device=device) / rows, torch.arange(columns, device=device) / columns, indexing="ij"
+        )
+        return torch.stack([x, y, x + 1 / columns, y + 1 / rows], dim=-1).flatten(0, 1)
+
+    @staticmethod
+    def pool(cells: Tensor, rows: int, columns: int, region_boxes: Tensor) -> Tensor:
+        """Mean of the grid under each box; d channels are pooled, not the backbone's C: the projection comes first."""
+        num_images, num_regions, _ = region_boxes.shape
+        # RoIAlign exists in fp32 on every device, and box corners need it.
+        grid = cells.transpose(1, 2).unflatten(2, (rows, columns)).float()
+        scale = torch.tensor([columns, rows, columns, rows], device=cells.device)
+        corners = (region_boxes.float() * scale).flatten(0, 1)
+        image = torch.arange(num_images, device=cells.device).repeat_interleave(num_regions)
+        pooled = roi_align(
+            grid,
+            torch.cat([image[:, None].to(corners), corners], dim=1),
+            output_size=1,
+            sampling_ratio=4,
+            aligned=True,
+        )
+        return pooled.flatten(1).unflatten(0, (num_images, num_regions)).to(cells.dtype)
+
+
+class HamLearningSpatialEncoder(nn.Module):
+    """Graph attention on the regions in which the message from j to i depends on their relation's type and direction."""
+
+    def __init__(self, config: HamLearningConfig):
+        super().__init__()
+        self.num_heads = config.fusion_attention_heads
+        self.norm = nn.LayerNorm(config.fusion_size)
+        self.query = nn.Linear(config.fusion_size, config.fusion_size)
+        self.key = nn.Linear(config.fusion_size, config.fusion_size)
+        self.value = nn.Linear(config.fusion_size, config.fusion_size)
+        # Index 0 is a region's edge to itself; the relations are numbered from 1.
+        self.relation_key = nn.Embedding(NUM_RELATIONS + 1, config.fusion_size)
+        self.relation_value = nn.Embedding(NUM_RELATIONS + 1, config.fusion_size)
+        self.output = nn.Linear(config.fusion_size, config.fusion_size)
+        self.dropout = nn.Dropout(config.fusion_dropout)
+        self.feed_forward = HamLearningFeedForward(config)
+
+    def forward(self, regions: Tensor, boxes: Tensor, image_sizes: Tensor, region_mask: Tensor) -> Tensor:
+        """regions (P, K, d), boxes (P, K, 4), image_sizes (P, 2), mask (P, K) → (P, K, d)."""
+        relations = spatial_relations(boxes, image_sizes)
+        itself = torch.eye(boxes.shape[1], dtype=torch.bool, device=boxes.device)
+        edges = ((relations > 0) & region_mask[:, None, :]) | itself
+        relations = relations.masked_fill(itself, 0)
+
+        hidden = self.norm(regions)
+        query, key, value = (
+            layer(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        # All relations are scored at once and picked by type: (P, heads, K, R), not a vector a pair.
+        relation_key = self.relation_key.weight.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0)
+        picked = relations[:, None].expand(-1, self.num_heads, -1, -1)
+        scores = query @ key.transpose(-1, -2) + (query @ relation_key).gather(-1, picked)
+        scores = (scores * key.shape[-1] ** -0.5).masked_fill(~edges[:, None], torch.finfo(scores.dtype).min)
+        attention = scores.float().softmax(-1).to(value.dtype)
+        by_relation = torch.zeros(*attention.shape[:-1], NUM_RELATIONS + 1, dtype=value.dtype, device=value.device)
+        by_relation = by_relation.scatter_add(-1, picked, attention)
+        relation_value = self.relation_value.weight.unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
+        mixed = attention @ value + by_relation @ relation_value.to(value.dtype)
+        mixed = self.output(mixed.transpose(1, 2).flatten(2))
+        return self.feed_forward(regions + self.dropout(mixed))
+
+
+class HamLearningSemanticEncoder(nn.Module):
+    """What the regions mean: their look projected into the word space, their label's words, and the scene as context."""
+
+    def __init__(self, config: HamLearningConfig, embedding_size: int):
+        super().__init__()
+        self.to_words = nn.Linear(config.fusion_size, embedding_size)
+        self.label_norm = nn.LayerNorm(embedding_size)
+        self.from_words = nn.Linear(embedding_size, config.fusion_size)
+        self.norm = nn.LayerNorm(config.fusion_size)
+        self.layer = HamLearningTransformerLayer(config)
+
+    def forward(
+        self, regions: Tensor, labels: Tensor, label_mask: Tensor, cells: Tensor, region_mask: Tensor
+    ) -> Tensor:
+        """regions (P, K, d), label embeddings (P, K, T, E) with mask (P, K, T), cells (P, G, d) → (P, K, d)."""
+        mask = label_mask[..., None].to(labels.dtype)
+        label = (labels * mask).sum(2) / mask.sum(2).clamp(min=1)
+        # A label says nothing where there is none: the norm's bias must not speak for it.
+        label = self.label_norm(label) * label_mask.any(2)[..., None]
+        meaning = self.norm(self.from_words(self.to_words(regions) + label))
+        scene = cells.mean(dim=1, keepdim=True)
+        context = torch.cat([meaning, scene], dim=1)
+        context_mask = torch.cat([region_mask, region_mask.new_ones(len(region_mask), 1)], dim=1)
+        return self.layer(meaning, context, context_mask)[0]
+
+
+# Stage 2: dynamic text-image relevance
+
+
+class HamLearningRelevance(nn.Module):
+    """How far one level of the image has to do with the text, in (0, 1); learned from the tagging loss alone."""
+
+    def __init__(self, config: HamLearningConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.fusion_size)
+        self.attention = HamLearningAttention(config)
+        self.inner = nn.Linear(3 * config.fusion_size, config.fusion_size)
+        self.outer = nn.Linear(config.fusion_size, 1)
+
+    def forward(self, sentence: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        """sentence (P, d), memory of one level (P, M, d) with mask (P, M) → (P,); exactly 0 where the level is absent."""
+        level = self.attention(sentence[:, None], self.norm(memory), mask)[0].squeeze(1)
+        features = torch.cat([sentence, level, sentence * level], dim=-1)
+        relevance = self.outer(nn.functional.gelu(self.inner(features))).squeeze(-1).sigmoid()
+        return relevance * mask.any(dim=1)
+
+
+# Stage 3: iterative cross-modal learning
+
+
+class HamLearningRound(nn.Module):
+    """One round of co-attention: the words attend to the visual memory, then the memory attends to the new words."""
+
+    def __init__(self, config: HamLearningConfig, is_last: bool):
+        super().__init__()
+        self.words = HamLearningTransformerLayer(config)
+        # Nobody reads the memory after the last round.
+        self.memory = None if is_last else HamLearningTransformerLayer(config)
+
+    def forward(
+        self,
+        words: Tensor,
+        word_mask: Tensor,
+        memory: Tensor,
+        memory_mask: Tensor,
+        weight: Tensor,
+        need_attention: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        words, attention = self.words(words, memory, memory_mask, weight, need_attention)
+        if self.memory is not None:
+            memory, _ = self.memory(memory, words, word_mask)
+        return words, memory, attention
+
+
+class HamLearningGate(nn.Module):
+    """Final gate: how much of the refined words joins the text's own."""
+
+    def __init__(self, config: HamLearningConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.fusion_size)
+        self.gate = nn.Linear(2 * config.fusion_size, config.fusion_size)
+        self.output = nn.Linear(config.fusion_size, config.text_config.hidden_size, bias=False)
+
+    def forward(self, words: Tensor, narrow: Tensor, refined: Tensor) -> Tensor:
+        """words (P, W, H), the same in d (P, W, d) before and after stage 3 → (P, W, H)."""
+        refined = self.norm(refined)
+        return words + self.output(self.gate(torch.cat([narrow, refined], dim=-1)).sigmoid() * refined)
+
+
+class HamLearningImageSide(nn.Module):
+    """Everything a post's image adds: stages 1 to 3 on the posts that have one. Without an image it does not exist."""
+
+    def __init__(self, config: HamLearningConfig, num_channels: int, embedding_size: int):
+        super().__init__()
+        self.config = config
+        self.narrow = nn.Linear(config.text_config.hidden_size, config.fusion_size)
+        self.visual = HamLearningVisual(config, num_channels)
+        if config.use_global or config.use_objects or config.use_spatial:
+            self.geometry = HamLearningGeometry(config)
+        if config.use_spatial:
+            self.spatial = HamLearningSpatialEncoder(config)
+        if config.use_semantic:
+            self.semantic = HamLearningSemanticEncoder(config, embedding_size)
+        self.level_embedding = nn.Embedding(len(config.levels), config.fusion_size)
+        if config.use_relevance:
+            self.relevance = nn.ModuleDict({level: HamLearningRelevance(config) for level in config.levels})
+        self.rounds = nn.ModuleList(
+            HamLearningRound(config, is_last=index == config.num_iterations - 1)
+            for index in range(config.num_iterations)
+        )
+        self.gate = HamLearningGate(config)
+
+    def memories(
+        self,
+        feature_map: Tensor,
+        image_sizes: Tensor,
+        region_boxes: Tensor,
+        region_mask: Tensor,
+        label_embeddings: Tensor,
+        label_mask: Tensor,
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Stage 1: each level's memory (P, M_level, d) and its mask."""
+        cells, cell_boxes, regions = self.visual(feature_map, region_boxes)
+        memories = {}
+        if self.config.use_global:
+            everywhere = torch.ones(cells.shape[:2], dtype=torch.bool, device=cells.device)
+            memories["global"] = cells + self.geometry(cell_boxes), everywhere
+        if self.config.use_objects or self.config.use_spatial:
+            objects = regions + self.geometry(region_boxes)
+        if self.config.use_objects:
+            memories["object"] = objects, region_mask
+        if self.config.use_spatial:
+            memories["spatial"] = self.spatial(objects, region_boxes, image_sizes, region_mask), region_mask
+        if self.config.use_semantic:
+            memories["semantic"] = (
+                self.semantic(regions, label_embeddings, label_mask, cells, region_mask),
+                region_mask,
+            )
+        return memories
+
+    def forward(
+        self, words: Tensor, word_mask: Tensor, memories: dict[str, tuple[Tensor, Tensor]], output_attentions: bool
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...] | None]:
+        """Stages 2 and 3: refined words (P, W, H), relevance (P, 4), word-region attention (P, W, K), cross-attentions."""
+        narrow = self.narrow(words)
+        sentence = (narrow * word_mask[..., None]).sum(1) / word_mask.sum(1, keepdim=True).clamp(min=1)
+
+        relevance = narrow.new_zeros(len(words), len(LEVELS))
+        weights = []
+        for level, (memory, mask) in memories.items():
+            present = self.relevance[level](sentence, memory, mask) if self.config.use_relevance else mask.any(dim=1)
+            relevance[:, LEVELS.index(level)] = present.to(relevance.dtype)
+            weights.append(present[:, None].to(narrow.dtype).expand(mask.shape))
+        weight = torch.cat(weights, dim=1)
+        memory = torch.cat(
+            [memory + self.level_embedding.weight[index] for index, (memory, _) in enumerate(memories.values())], dim=1
+        )
+        memory_mask = torch.cat([mask for _, mask in memories.values()], dim=1)
+
+        refined, cross_attentions = narrow, []
+        for index, layer in enumerate(self.rounds):
+            need_attention = output_attentions or index == len(self.rounds) - 1
+            refined, memory, attention = layer(refined, word_mask, memory, memory_mask, weight, need_attention)
+            cross_attentions.append(attention)
+        # Levels that are all absent (objects only, in a picture without regions) leave the text's own words.
+        fused = torch.where(memory_mask.any(1)[:, None, None], self.gate(words, narrow, refined), words)
+        word_region_attention = self._by_region(cross_attentions[-1].mean(1), memories)
+        return fused, relevance, word_region_attention, tuple(cross_attentions) if output_attentions else None
+
+    @staticmethod
+    def _by_region(attention: Tensor, memories: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """(P, W, M) → (P, W, K): a region's attention is that of its tokens at every level but the global one."""
+        parts = attention.split([mask.shape[1] for _, mask in memories.values()], dim=-1)
+        of_regions = [part for level, part in zip(memories, parts, strict=True) if level != "global"]
+        return sum(of_regions) if of_regions else attention[..., :0]
+
+
+# The model
+
+
+class HamLearningPreTrainedModel(PreTrainedModel):
+    config_class = HamLearningConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["HamLearningImageSide", "HamLearningCRF"]
+    # The CRF's log-sums over a post do not survive bf16.
+    _keep_in_fp32_modules_strict = ["crf"]
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As every model's, with the weights moved to aligned memory.
+
+        They come mapped from the file, where some start off a cache line; matrix products then take another path and
+        differ in the last bit from those of the model that was saved.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
+                tensor.data = tensor.data.clone()
+        return loaded
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, HamLearningWords):
+            init.normal_(module.missing, std=self.config.initializer_range)
+        elif isinstance(module, HamLearningCRF):
+            for name, constraint in bio_constraints(module.label_names).items():
+                init.copy_(getattr(module, name), constraint)
+            if module.learned:
+                for scores in (module.start, module.transitions, module.end):
+                    init.normal_(scores, std=self.config.initializer_range)
+
+
+class HamLearningModel(HamLearningPreTrainedModel):
+    """Stages 1 to 3: words of a post refined by its image."""
+
+    def __init__(self, config: HamLearningConfig):
+        super().__init__(config)
+        self.text_encoder = AutoModel.from_config(config.text_config)
+        if getattr(self.text_encoder, "pooler", None) is not None:
+            # A sentence vector nobody reads: cost in forward, an unused parameter in DistributedDataParallel.
+            self.text_encoder.pooler = None
+        self.words = HamLearningWords(config)
+        if config.levels:
+            self.vision_encoder = AutoBackbone.from_config(config.vision_config)
+            embedding_size = self.text_encoder.get_input_embeddings().weight.shape[1]
+            self.image_side = HamLearningImageSide(config, self.vision_encoder.channels[-1], embedding_size)
+        self.vision_frozen = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_encoder.set_input_embeddings(value)
+
+    def freeze_vision(self):
+        """Train the rest only: the vision backbone gets no gradients and keeps its batch-norm statistics."""
+        if self.config.levels:
+            self.vision_frozen = True
+            self.vision_encoder.requires_grad_(False)
+            self.vision_encoder.eval()
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.vision_frozen:
+            self.vision_encoder.eval()
+        return self
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor, word_positions: Tensor, **kwargs):
+        """(B, N, S) windows → words (B, W, H) and the text encoder's output. A window of padding only is not encoded."""
+        batch_size, num_windows, length = input_ids.shape
+        input_ids, attention_mask = input_ids.flatten(0, 1), attention_mask.flatten(0, 1)
+        if num_windows == 1:
+            output = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            hidden = output.last_hidden_state
+        else:
+            filled = attention_mask.any(dim=1).nonzero().squeeze(1)
+            output = self.text_encoder(input_ids=input_ids[filled], attention_mask=attention_mask[filled], **kwargs)
+            hidden = output.last_hidden_state.new_zeros(len(input_ids), length, output.last_hidden_state.shape[-1])
+            hidden = hidden.index_copy(0, filled, output.last_hidden_state)
+        return self.words(hidden.unflatten(0, (batch_size, num_windows)).flatten(1, 2), word_positions), output
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values (P, 3, height, width) → the backbone's last feature map (P, C, rows, columns)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.vision_frozen):
+            feature_map = self.vision_encoder(pixel_values.to(self.vision_encoder.dtype)).feature_maps[-1]
+        if feature_map.shape[1] != self.vision_encoder.channels[-1]:
+            feature_map = feature_map.permute(0, 3, 1, 2)  # swin and its kin put the channels last
+        return feature_map
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        word_positions: Tensor | None = None,
+        word_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        has_image: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        region_boxes: Tensor | None = None,
+        region_label_ids: Tensor | None = None,
+        region_mask: Tensor | None = None,
+        vision_features: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> HamLearningModelOutput | tuple:
+        """Refine the words of B posts by their images.
+
+        Args:
+            input_ids, attention_mask: (B, N, S), or (B, S) for one window a post.
+            word_positions: (B, W) a word's first sub-token in its post's N·S, −1 for none.
+            word_mask: (B, W) which words are there.
+            pixel_values: (B, 3, height, width); what stands where `has_image` is false is never read.
+            has_image: (B,) bool; all true when pixels are given without it.
+            image_sizes: (B, 2) height and width of the original pictures; square if not given.
+            region_boxes, region_mask: (B, K, 4) in [0, 1] and (B, K); no regions if not given.
+            region_label_ids: (B, K, T) sub-tokens of the regions' labels, padded with the text encoder's pad token.
+            vision_features: (B, C, rows, columns) from `get_image_features`, in place of `pixel_values`.
+        """
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        if input_ids.ndim == 2:
+            input_ids = input_ids[:, None]
+            attention_mask = attention_mask[:, None] if attention_mask is not None else None
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if word_positions is None:
+            raise ValueError("word_positions is missing: call the model with what HamLearningProcessor returns")
+        word_mask = torch.ones_like(word_positions).bool() if word_mask is None else word_mask.bool()
+        words, text = self.encode_text(
+            input_ids,
+            attention_mask,
+            word_positions,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+
+        num_regions = region_boxes.shape[1] if region_boxes is not None else 0
+        relevance = words.new_zeros(len(words), len(LEVELS))
+        attention = words.new_zeros(*words.shape[:2], num_regions)
+        cross_attentions = None
+        picture = vision_features if vision_features is not None else pixel_values
+        if picture is not None and self.config.levels:
+            has_image = words.new_ones(len(words), dtype=torch.bool) if has_image is None else has_image.bool()
+            posts = has_image.nonzero().squeeze(1)
+            if len(posts):
+                side = self._image_side_inputs(
+                    posts, picture, vision_features is None, image_sizes, region_boxes, region_label_ids, region_mask
+                )
+                memories = self.image_side.memories(**side)
+                fused, related, attended, cross_attentions = self.image_side(
+                    words[posts], word_mask[posts], memories, bool(output_attentions)
+                )
+                words = words.index_copy(0, posts, fused.to(words.dtype))
+                relevance = relevance.index_copy(0, posts, related.to(words.dtype))
+                if attended.shape[-1]:
+                    attention = attention.index_copy(0, posts, attended.to(words.dtype))
+
+        output = HamLearningModelOutput(
+            last_hidden_state=words,
+            relevance=relevance,
+            word_region_attention=attention,
+            hidden_states=text.hidden_states if output_hidden_states else None,
+            attentions=text.attentions if output_attentions else None,
+            cross_attentions=cross_attentions,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _image_side_inputs(
+        self, posts, picture, is_pixels, image_sizes, region_boxes, region_label_ids, region_mask
+    ) -> dict[str, Tensor]:
+        """The image side's inputs for the posts (P,) that have an image, with what was not given filled in."""
+        picture = picture[posts]
+        feature_map = self.get_image_features(picture) if is_pixels else picture
+        num_posts, device = len(posts), picture.device
+        image_sizes = torch.ones(num_posts, 2, device=device) if image_sizes is None else image_sizes[posts]
+        region_boxes = torch.zeros(num_posts, 0, 4, device=device) if region_boxes is None else region_boxes[posts]
+        if region_mask is None:
+            region_mask = torch.ones(region_boxes.shape[:2], dtype=torch.bool, device=device)
+        else:
+            region_mask = region_mask[posts].bool()
+        if region_label_ids is None:
+            region_label_ids = torch.zeros(*region_boxes.shape[:2], 0, dtype=torch.long, device=device)
+        else:
+            region_label_ids = region_label_ids[posts]
+        return {
+            "feature_map": feature_map.to(self.image_side.visual.projection.weight.dtype),
+            "image_sizes": image_sizes,
+            # Padding may hold anything: a not-a-number there must not spread.
+            "region_boxes": region_boxes.masked_fill(~region_mask[..., None], 0),
+            "region_mask": region_mask,
+            "label_embeddings": self.get_input_embeddings()(region_label_ids),
+            "label_mask": region_label_ids != (self.config.text_config.pad_token_id or 0),
+        }
+
+
+# The head
+
+
+class HamLearningForTokenClassification(HamLearningPreTrainedModel):
+    """[`HamLearningModel`] with a linear-chain CRF over words."""
+
+    def __init__(self, config: HamLearningConfig):
+        super().__init__(config)
+        self.model = HamLearningModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.text_config.hidden_size, config.num_labels)
+        self.crf = HamLearningCRF(config.label_names, learned=config.use_crf)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.model.set_input_embeddings(value)
+
+    def freeze_vision(self):
+        self.model.freeze_vision()
+
+    @classmethod
+    def from_text_vision_pretrained(
+        cls,
+        text: str,
+        vision: str,
+        label_list: list[str],
+        vision_pretrained: bool = True,
+        vision_weights: str | None = None,
+        **config,
+    ) -> HamLearningForTokenClassification:
+        """Start from a pretrained text encoder and a pretrained vision backbone.
+
+        Args:
+            text: Hub name, folder, or a `.safetensors` file that has the encoder's `config.json` beside it.
+            vision: timm name.
+            label_list: BIO labels, in the order of their ids.
+            vision_pretrained: whether timm loads its own weights for the name.
+            vision_weights: a safetensors file with timm's own tensor names, or a folder with `model.safetensors`.
+            config: arguments of [`HamLearningConfig`]; `dtype` and `attn_implementation` apply to the whole model.
+        """
+        dtype, attn_implementation = config.pop("dtype", None), config.pop("attn_implementation", None)
+        text_weights, text = (Path(text), Path(text).parent) if str(text).endswith(".safetensors") else (None, text)
+        # As a dictionary: the backbone's class is only known to transformers, not to this file.
+        model_config = HamLearningConfig(
+            text_config=AutoConfig.from_pretrained(text),
+            vision_config={"model_type": "timm_backbone", "backbone": vision, "out_indices": [-1]},
+            id2label=dict(enumerate(label_list)),
+            label2id={label: index for index, label in enumerate(label_list)},
+            **config,
+        )
+        model = cls(model_config)
+        if text_weights is not None:
+            encoder = AutoModel.from_config(model_config.text_config)
+            _load_exactly(encoder, load_file(text_weights), text_weights)
+        else:
+            encoder = AutoModel.from_pretrained(text, use_safetensors=True, dtype=torch.float32)
+        own = model.model.text_encoder.state_dict()
+        model.model.text_encoder.load_state_dict({k: v for k, v in encoder.state_dict().items() if k in own})
+        if model_config.levels and vision_weights is not None:
+            path = Path(vision_weights)
+            path = path / "model.safetensors" if path.is_dir() else path
+            _load_exactly(model.model.vision_encoder._backbone, load_file(path), path)
+        elif model_config.levels and vision_pretrained:
+            pretrained = AutoBackbone.from_pretrained(vision, use_timm_backbone=True, out_indices=[-1])
+            model.model.vision_encoder.load_state_dict(pretrained.state_dict())
+        if attn_implementation is not None:
+            model.set_attn_implementation(attn_implementation)
+        return model if dtype is None else model.to(dtype)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        word_positions: Tensor | None = None,
+        word_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        has_image: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        region_boxes: Tensor | None = None,
+        region_label_ids: Tensor | None = None,
+        region_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        vision_features: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> HamLearningTokenClassifierOutput | tuple:
+        """Emission scores of every word, and the loss if labels (B, W), −100 at padding, are given.
+
+        The loss is the posts' negative log-likelihood over the number of labelled words: of this batch, or of the
+        global batch if the Trainer says how many those are. An orphan I-X is read as B-X. For the other arguments see
+        [`HamLearningModel.forward`].
+        """
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            word_positions=word_positions,
+            word_mask=word_mask,
+            pixel_values=pixel_values,
+            has_image=has_image,
+            image_sizes=image_sizes,
+            region_boxes=region_boxes,
+            region_label_ids=region_label_ids,
+            region_mask=region_mask,
+            vision_features=vision_features,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(self.dropout(output.last_hidden_state))
+        loss = None
+        if labels is not None:
+            word_mask = torch.ones_like(word_positions) if word_mask is None else word_mask
+            with torch.autocast(logits.device.type, enabled=False):
+                nll = self.crf(logits, labels, word_mask.bool()).sum()
+            words = (labels >= 0).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+            loss = nll / words
+        result = HamLearningTokenClassifierOutput(
+            loss=loss,
+            logits=logits,
+            relevance=output.relevance,
+            word_region_attention=output.word_region_attention,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            cross_attentions=output.cross_attentions,
+        )
+        return result if return_dict else result.to_tuple()
+
+    @torch.no_grad()
+    def decode(self, outputs: HamLearningTokenClassifierOutput, word_mask: Tensor) -> list[list[int]]:
+        """The best legal label ids of every post, as many as it has words."""
+        return self.crf.decode(outputs.logits, word_mask.bool())
+
+
+def _load_exactly(module: nn.Module, weights: dict[str, Tensor], path: Path):
+    """Load weights that must cover the module, telling which file does not; a classification head is let go."""
+    own = module.state_dict()
+    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
+    if missing:
+        raise ValueError(f"{path} lacks {len(missing)} tensors of {type(module).__name__}, such as {missing[:3]}")
+    module.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)

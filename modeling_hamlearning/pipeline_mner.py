@@ -1,0 +1,194 @@
+"""The task `"mner"`: named entities of posts that come with a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import Pipeline
+from transformers.image_utils import load_image
+
+from .configuration_hamlearning import LEVELS
+from .drawing import draw
+
+POST_FIELDS = ("text", "image", "boxes", "box_labels", "box_scores")
+# Posts are read this many batches ahead, so that a batch can be made of posts of like length.
+BATCHES_AHEAD = 16
+URL_TIMEOUT_SECONDS = 10
+
+
+class MnerPipeline(Pipeline):
+    """Tag posts: `pipeline("mner", model=…, trust_remote_code=True)`.
+
+    A post is a string, or a dict with `text` (a string, or a list of words) and, if it has them, `image` (path, URL, PIL image or
+    `None`) and `boxes` ([0, 1], x1 y1 x2 y2), `box_labels`, `box_scores`, which take the place of the region extractor.
+    Give one post, a list, a generator or a `Dataset` of them, and `batch_size` for how many are tagged at once.
+
+    For each post comes a list with a dict an entity: `entity_group` (its type), `score` (the probability of the whole
+    span under the model), `word`, `start` and `end` (in the text as given; a list of words counts as joined by blanks),
+    `relevance` (level → how far that level of the image was used, 0 without an image) and `region`: the one its words
+    attend most, `{"box": {"xmin", "ymin", "xmax", "ymax"} in pixels of the original, "label", "score"}`, or `None`.
+    With `return_attention=True` also `region_attention`: every region like that, with its `attention`.
+    """
+
+    _load_processor = True
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_video_processor = False
+
+    def _sanitize_parameters(self, return_attention: bool | None = None, **unknown):
+        if unknown:
+            raise TypeError(f'pipeline("mner") does not know {sorted(unknown)}; it takes batch_size, return_attention')
+        return {}, {}, {} if return_attention is None else {"return_attention": return_attention}
+
+    def draw(self, post: str | dict[str, Any], result: list[dict[str, Any]]) -> Image.Image:
+        """The post's picture with its entities' regions marked, and its text with the entities highlighted."""
+        parsed = self._parse(post, 0)
+        # The processor opens pictures as the model saw them: turned upright, in RGB.
+        image = None if parsed["image"] is None else self.processor.load_image(parsed["image"])
+        return draw(parsed["text"], image, result)
+
+    def get_iterator(
+        self,
+        inputs: Iterable,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict,
+        forward_params: dict,
+        postprocess_params: dict,
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Results in the order of the posts; within a window of posts, batches are grouped by length."""
+        numbered = enumerate(inputs)
+        while window := list(islice(numbered, batch_size * BATCHES_AHEAD)):
+            posts = [self._parse(post, index) for index, post in window]
+            by_length = sorted(range(len(posts)), key=lambda place: len(posts[place]["words"]))
+            results: list = [None] * len(posts)
+            for first in range(0, len(posts), batch_size):
+                places = by_length[first : first + batch_size]
+                batch = self.preprocess([posts[place] for place in places], **preprocess_params)
+                tagged = self.postprocess(self.forward(batch, **forward_params), **postprocess_params)
+                for place, result in zip(places, tagged, strict=True):
+                    results[place] = result
+            yield from results
+
+    def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
+        return next(self.get_iterator([inputs], 0, 1, preprocess_params, forward_params, postprocess_params))
+
+    def _parse(self, post: str | dict[str, Any], index: int) -> dict[str, Any]:
+        """A post as the processor wants it, with its words, where they lie in the text, and its place in the stream."""
+        post = {"text": post} if isinstance(post, str) else post
+        where = f"post {index}"
+        if not isinstance(post, dict):
+            raise ValueError(
+                f'{where}: a post is a string or a dict with "text" and "image", not {type(post).__name__}'
+            )
+        if unknown := set(post) - set(POST_FIELDS):
+            raise ValueError(f"{where}: unknown field {sorted(unknown)}; a post has {', '.join(POST_FIELDS)}")
+        parsed = dict.fromkeys(POST_FIELDS) | post
+        text = parsed["text"]
+        if isinstance(text, list) and all(isinstance(word, str) for word in text):
+            parsed["text"], parsed["words"] = " ".join(text), text
+            ends = torch.tensor([len(word) + 1 for word in text], dtype=torch.long).cumsum(0).tolist()
+            parsed["offsets"] = [(end - 1 - len(word), end - 1) for word, end in zip(text, ends, strict=True)]
+        elif isinstance(text, str):
+            parsed["words"], parsed["offsets"] = self.processor.split_words(text)
+        else:
+            raise ValueError(f"{where}, field text: a string or a list of words is wanted, not {type(text).__name__}")
+        if isinstance(parsed["image"], str) and parsed["image"].startswith(("http://", "https://")):
+            parsed["image"] = load_image(parsed["image"], timeout=URL_TIMEOUT_SECONDS)
+        parsed["where"] = where
+        return parsed
+
+    def preprocess(self, posts: list[dict[str, Any]]) -> dict[str, Any]:
+        images = [post["image"] for post in posts]
+        given = {name: [post[name] for post in posts] for name in ("boxes", "box_labels", "box_scores")}
+        names = [post["where"] for post in posts]
+        images = self.processor.load_images(images, names=names)
+        regions = self.processor.extract_regions(images, **given, names=names)
+        features = self.processor(
+            text=[post["words"] for post in posts],
+            images=images,
+            **{name: [region[name] for region in regions] for name in ("boxes", "box_labels", "box_scores")},
+            is_split_into_words=True,
+            return_tensors="pt",
+        )
+        return {"features": dict(features), "posts": posts, "regions": regions}
+
+    def _forward(self, batch: dict[str, Any]) -> dict[str, Any]:
+        features = batch["features"]
+        outputs = self.model(**features, return_dict=True)
+        paths = self.model.decode(outputs, features["word_mask"])
+        spans = [(place, *span) for place, path in enumerate(paths) for span in self._spans(path)]
+        index = torch.tensor(spans, dtype=torch.long, device=outputs.logits.device).reshape(-1, 5)
+        scores = self.model.crf.span_probabilities(outputs.logits, features["word_mask"], index)
+        return batch | {
+            "spans": spans,
+            "scores": scores,
+            "relevance": outputs.relevance.float(),
+            "attention": outputs.word_region_attention.float(),
+        }
+
+    def _spans(self, path: list[int]) -> Iterator[tuple[int, int, int, int]]:
+        """First and last word of every entity in a legal path, with the labels of its first and of its inside words."""
+        labels, ids = self.model.config.id2label, self.model.config.label2id
+        first = 0
+        while first < len(path):
+            prefix, _, kind = labels[path[first]].partition("-")
+            last = first
+            if prefix == "B" and kind:
+                inside = ids.get(f"I-{kind}", path[first])
+                while inside != path[first] and last + 1 < len(path) and path[last + 1] == inside:
+                    last += 1
+                yield first, last, path[first], inside
+            first = last + 1
+
+    def postprocess(self, tagged: dict[str, Any], return_attention: bool = False) -> list[list[dict[str, Any]]]:
+        results: list[list[dict[str, Any]]] = [[] for _ in tagged["posts"]]
+        relevance = tagged["relevance"].tolist()
+        for (place, first, last, begin, _), score in zip(tagged["spans"], tagged["scores"].tolist(), strict=True):
+            post = tagged["posts"][place]
+            start, end = post["offsets"][first][0], post["offsets"][last][1]
+            regions = self._regions(tagged, place, first, last)
+            best = max(regions, key=lambda region: region["attention"], default=None)
+            entity = {
+                "entity_group": self.model.config.id2label[begin].partition("-")[2],
+                "score": score,
+                "word": post["text"][start:end],
+                "start": start,
+                "end": end,
+                "relevance": {
+                    level: relevance[place][column]
+                    for column, level in enumerate(LEVELS)
+                    if level in self.model.config.levels
+                },
+                "region": best and {name: value for name, value in best.items() if name != "attention"},
+            }
+            if return_attention:
+                entity["region_attention"] = regions
+            results[place].append(entity)
+        return results
+
+    @staticmethod
+    def _regions(tagged: dict[str, Any], place: int, first: int, last: int) -> list[dict[str, Any]]:
+        """A post's regions in pixels of its original image, each with the attention of the words first … last."""
+        given = tagged["regions"][place]
+        if not given["boxes"]:
+            return []
+        height, width = tagged["features"]["image_sizes"][place].tolist()
+        attention = tagged["attention"][place, first : last + 1, : len(given["boxes"])].mean(0).tolist()
+        sides = (("xmin", width), ("ymin", height), ("xmax", width), ("ymax", height))
+        return [
+            {
+                "box": {side: part * size for (side, size), part in zip(sides, box, strict=True)},
+                "label": label,
+                "score": score,
+                "attention": share,
+            }
+            for box, label, score, share in zip(
+                given["boxes"], given["box_labels"], given["box_scores"], attention, strict=False
+            )
+        ]

@@ -1,0 +1,184 @@
+"""The CRF against enumeration of every path."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from modeling_hamlearning.crf import HamLearningCRF
+
+LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+CASES = [
+    (labels, words) for labels in (["O", "B-X", "I-X"], LABELS, ["I-X", "B-X", "O", "POS"]) for words in (1, 2, 4)
+]
+
+
+def make_crf(labels: list[str], seed: int = 0, scale: float = 2.0, learned: bool = True) -> HamLearningCRF:
+    generator = torch.Generator().manual_seed(seed)
+    crf = HamLearningCRF(labels, learned=learned)
+    if learned:
+        with torch.no_grad():
+            for scores in (crf.start, crf.transitions, crf.end):
+                scores.copy_(scale * torch.randn(scores.shape, generator=generator))
+    return crf
+
+
+def make_emissions(*shape: int, seed: int = 1, scale: float = 2.0) -> torch.Tensor:
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def is_legal(path: tuple[int, ...], labels: list[str]) -> bool:
+    names = ["O", *(labels[index] for index in path)]
+    return all(
+        not to.startswith("I-") or source in (f"B-{to[2:]}", f"I-{to[2:]}") for source, to in itertools.pairwise(names)
+    )
+
+
+def enumerate_paths(crf: HamLearningCRF, emissions: torch.Tensor) -> dict[tuple[int, ...], float]:
+    """Score in fp64 of every legal path of one post, emissions (W, L)."""
+    emissions = emissions.detach().double()
+    zero = torch.zeros(len(crf.label_names), len(crf.label_names), dtype=torch.double)
+    start, transitions, end = (
+        (crf.start.detach().double(), crf.transitions.detach().double(), crf.end.detach().double())
+        if crf.learned
+        else (zero[0], zero, zero[0])
+    )
+    scores = {}
+    for path in itertools.product(range(len(crf.label_names)), repeat=len(emissions)):
+        if is_legal(path, crf.label_names):
+            words = sum(emissions[word, label] for word, label in enumerate(path))
+            steps = sum(transitions[source, to] for source, to in itertools.pairwise(path))
+            scores[path] = float(start[path[0]] + words + steps + end[path[-1]])
+    return scores
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("labels, num_words", CASES)
+@pytest.mark.parametrize("scale", [0.5, 3.0, 40.0])
+def test_partition_score_path_and_marginals_equal_enumeration(labels, num_words, scale, learned):
+    crf = make_crf(labels, scale=scale, learned=learned)
+    # Padding of another length than the words, filled with what must not matter.
+    lengths = sorted({1, num_words})
+    emissions = make_emissions(len(lengths), num_words + 2, len(labels), scale=scale)
+    mask = torch.arange(num_words + 2)[None] < torch.tensor(lengths)[:, None]
+    emissions[~mask] = 1e4
+    partition = crf.log_partition(emissions, mask)
+    decoded = crf.decode(emissions, mask)
+    marginals = crf.marginals(emissions, mask)
+    for post, length in enumerate(lengths):
+        scores = enumerate_paths(crf, emissions[post, :length])
+        values = torch.tensor(list(scores.values()), dtype=torch.double)
+        expected = torch.logsumexp(values, 0)
+        torch.testing.assert_close(partition[post].double(), expected, rtol=1e-5, atol=1e-4)
+        assert tuple(decoded[post]) == max(scores, key=scores.get)
+        by_label = torch.zeros(length, len(labels), dtype=torch.double)
+        for path, probability in zip(scores, (values - expected).exp(), strict=True):
+            for word, label in enumerate(path):
+                by_label[word, label] += probability
+        torch.testing.assert_close(
+            marginals[post, :length].double(), by_label, rtol=0, atol=1e-4 if scale > 10 else 1e-5
+        )
+        assert not marginals[post, length:].any()
+        for path in itertools.islice(scores, 25):
+            labels_of_path = torch.full((1, num_words + 2), -100)
+            labels_of_path[0, :length] = torch.tensor(path)
+            score = crf.score(emissions[post : post + 1], labels_of_path, mask[post : post + 1])
+            torch.testing.assert_close(score.item(), scores[path], rtol=1e-5, atol=1e-4)
+            if learned:
+                loss = crf(emissions[post : post + 1], labels_of_path, mask[post : post + 1]).item()
+                assert loss == pytest.approx(
+                    float(expected) - scores[path], rel=1e-5, abs=1e-3 if scale > 10 else 1e-4
+                )
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_span_probability_equals_enumeration(learned):
+    crf = make_crf(LABELS, learned=learned)
+    emissions = make_emissions(1, 4, 5)
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    scores = enumerate_paths(crf, emissions[0])
+    total = torch.logsumexp(torch.tensor(list(scores.values())), 0)
+    for first, last in itertools.combinations_with_replacement(range(4), 2):
+        for begin, inside in ((1, 2), (3, 4)):
+            span = [begin] + [inside] * (last - first)
+            expected = sum(
+                (torch.tensor(score) - total).exp().item()
+                for path, score in scores.items()
+                if list(path[first : last + 1]) == span and path[last + 1 : last + 2] != (inside,)
+            )
+            spans = torch.tensor([[0, first, last, begin, inside]])
+            # The post is longer than it looks: padding must not enter the span's end.
+            padded = torch.cat([emissions, torch.full((1, 3, 5), 50.0)], dim=1)
+            padded_mask = torch.cat([mask, torch.zeros(1, 3, dtype=torch.bool)], dim=1)
+            assert crf.span_probabilities(emissions, mask, spans).item() == pytest.approx(expected, abs=1e-5)
+            assert crf.span_probabilities(padded, padded_mask, spans).item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_every_decoded_path_is_legal_whatever_the_emissions(learned):
+    crf = make_crf(LABELS, learned=learned)
+    for scale in (1.0, 1e3, 1e6):
+        emissions = make_emissions(64, 12, 5, scale=scale)
+        emissions[..., [2, 4]] += scale  # the inside labels look best everywhere
+        mask = torch.arange(12)[None] < torch.arange(64)[:, None] % 13
+        paths = crf.decode(emissions, mask)
+        assert [len(path) for path in paths] == mask.sum(1).tolist()
+        assert all(is_legal(tuple(path), LABELS) for path in paths)
+
+
+def test_orphan_inside_labels_are_read_as_begin():
+    crf = make_crf(LABELS)
+    labels = torch.tensor([[2, 2, 4, 0, 4, 4, 1, 4], [0, 2, -100, -100, -100, -100, -100, -100]])
+    repaired = crf.repair(labels, labels >= 0)
+    assert repaired.tolist() == [[1, 2, 3, 0, 3, 4, 1, 3], [0, 1, 0, 0, 0, 0, 0, 0]]
+    emissions, mask = make_emissions(2, 8, 5), labels >= 0
+    assert torch.equal(crf(emissions, labels, mask), crf(emissions, repaired.where(mask, -100), mask))
+    assert crf(emissions, labels, mask).isfinite().all()
+
+
+def test_a_word_without_a_label_is_skipped():
+    crf = make_crf(LABELS)
+    emissions = make_emissions(1, 5, 5)
+    labels = torch.tensor([[-100, 1, -100, 2, 0]])
+    kept = [1, 3, 4]
+    expected = crf(emissions[:, kept], labels[:, kept], torch.ones(1, 3, dtype=torch.bool))
+    assert torch.equal(crf(emissions, labels, torch.ones(1, 5, dtype=torch.bool)), expected)
+
+
+def test_posts_without_words_cost_nothing_and_get_no_label():
+    crf = make_crf(LABELS)
+    emissions, mask = make_emissions(2, 3, 5), torch.zeros(2, 3, dtype=torch.bool)
+    assert crf(emissions, torch.full((2, 3), -100), mask).tolist() == [0, 0]
+    assert crf.decode(emissions, mask) == [[], []]
+    assert crf.decode(emissions[:, :0], mask[:, :0]) == [[], []]
+    assert crf(emissions[:, :0], torch.zeros(2, 0, dtype=torch.long), mask[:, :0]).tolist() == [0, 0]
+
+
+def test_gradient_is_expected_minus_observed_count():
+    """The gradient of the loss by an emission is its marginal less the gold indicator: also checks the backward pass."""
+    crf = make_crf(LABELS)
+    emissions = make_emissions(3, 6, 5).requires_grad_()
+    mask = torch.arange(6)[None] < torch.tensor([6, 3, 1])[:, None]
+    labels = torch.tensor([[0, 1, 2, 0, 3, 4], [3, 4, 4, 0, 0, 0], [1, 0, 0, 0, 0, 0]])
+    crf(emissions, labels, mask).sum().backward()
+    observed = torch.nn.functional.one_hot(labels, 5) * mask[..., None]
+    torch.testing.assert_close(emissions.grad, crf.marginals(emissions, mask).detach() - observed, rtol=0, atol=1e-5)
+    assert all(parameter.grad.isfinite().all() for parameter in crf.parameters())
+
+
+def test_bf16_emissions_are_summed_in_fp32():
+    crf = make_crf(LABELS)
+    emissions = make_emissions(4, 64, 5).bfloat16()
+    mask = torch.ones(4, 64, dtype=torch.bool)
+    labels = torch.zeros(4, 64, dtype=torch.long)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = crf(emissions, labels, mask)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, crf(emissions.float(), labels, mask), rtol=1e-6, atol=1e-4)
+
+
+def test_an_inside_label_without_its_begin_is_refused():
+    with pytest.raises(ValueError, match="B-LOC"):
+        HamLearningCRF(["O", "I-LOC"])

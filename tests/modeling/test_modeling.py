@@ -1,0 +1,337 @@
+"""The model as a Hugging Face model: saved, loaded, trained, adapted."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    BertConfig,
+    DebertaV2Config,
+    ModernBertConfig,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
+
+from modeling_hamlearning import HamLearningConfig, HamLearningForTokenClassification, HamLearningModel
+
+from .tiny_model import LABELS, random_batch, tiny_config, tiny_model
+
+SWITCHES = ("use_global", "use_objects", "use_spatial", "use_semantic", "use_relevance", "use_crf")
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+TEXT_CONFIGS = {
+    "bert": BertConfig(**SIZES),
+    "roberta": RobertaConfig(**SIZES),
+    "xlm-roberta": XLMRobertaConfig(**SIZES),
+    "deberta-v2": DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+    "modernbert": ModernBertConfig(**SIZES, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2),
+}
+
+
+def train_step(model, batch):
+    model.train()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = model(**batch).loss
+    loss.backward()
+    optimizer.step()
+    model.eval()
+    assert loss.isfinite()
+    return {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+
+
+@pytest.mark.parametrize("text", TEXT_CONFIGS)
+def test_text_encoders_train_save_and_load(text, tmp_path):
+    model = tiny_model(text_config=TEXT_CONFIGS[text])
+    changed = train_step(model, random_batch())
+    assert any("text_encoder" in name for name in changed) and any("vision_encoder" in name for name in changed)
+    check_reload(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "backbone, size",
+    [("resnet10t", 64), ("convnext_atto", 64), ("vit_tiny_patch16_224", 224), ("swin_tiny_patch4_window7_224", 224)],
+)
+def test_backbones_train_save_and_load(backbone, size, tmp_path):
+    model = tiny_model(backbone=backbone)
+    changed = train_step(model, random_batch(num_posts=2, image_size=size))
+    assert any("vision_encoder" in name for name in changed)
+    check_reload(model, tmp_path, size)
+
+
+@pytest.mark.parametrize("switch", [*SWITCHES, "all"])
+def test_every_ablation_switch_trains_saves_and_loads(switch, tmp_path):
+    off = SWITCHES if switch == "all" else (switch,)
+    model = tiny_model(**dict.fromkeys(off, False))
+    train_step(model, random_batch())
+    check_reload(model, tmp_path)
+
+
+@pytest.mark.parametrize("switches", list(itertools.product([True, False], repeat=4)))
+def test_every_set_of_levels_has_gradients_everywhere(switches):
+    """A parameter that never gets a gradient hangs DistributedDataParallel and is a part nobody uses."""
+    model = tiny_model(**dict(zip(SWITCHES[:4], switches, strict=True)))
+    batch = random_batch()
+    batch["word_positions"][0, 0] = -1
+    model(**batch).loss.backward()
+    unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert unused == []
+
+
+def check_reload(model, folder, size=64):
+    batch = random_batch(num_posts=2, image_size=size)
+    with torch.no_grad():
+        expected = model(**batch)
+        model.save_pretrained(folder)
+        loaded = HamLearningForTokenClassification.from_pretrained(folder)
+        actual = loaded(**batch)
+    assert torch.equal(actual.logits, expected.logits) and torch.equal(actual.relevance, expected.relevance)
+    assert not [file for file in folder.rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
+
+
+LOAD_ELSEWHERE = """
+import sys, torch
+from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification
+folder, again, inputs, result = sys.argv[1:]
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+model = AutoModelForTokenClassification.from_pretrained(folder, trust_remote_code=True)
+assert "modeling_hamlearning" not in sys.modules, "the project is importable here"
+model.save_pretrained(again)
+batch = torch.load(inputs, weights_only=True)
+with torch.no_grad():
+    torch.save({"logits": model(**batch).logits,
+                "hidden": base(**{k: v for k, v in batch.items() if k != "labels"}).last_hidden_state}, result)
+"""
+
+
+def test_saved_resaved_and_loaded_in_fresh_processes(tmp_path):
+    """Bit for bit, with only the folder's files, twice: what a loaded model saves is whole again."""
+    model, batch = tiny_model(), random_batch()
+    torch.save(batch, tmp_path / "batch.pt")
+    (tmp_path / "load.py").write_text(LOAD_ELSEWHERE)
+    model.save_pretrained(tmp_path / "first")
+    with torch.no_grad():
+        expected = {
+            "logits": model(**batch).logits,
+            "hidden": model.model(**{k: v for k, v in batch.items() if k != "labels"}).last_hidden_state,
+        }
+    for folder, again in (("first", "second"), ("second", "third")):
+        arguments = [tmp_path / folder, tmp_path / again, tmp_path / "batch.pt", tmp_path / "result.pt"]
+        environment = {"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / folder / "cache"), "HF_HUB_OFFLINE": "1"}
+        # Sums are split by thread: as many there as here.
+        environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+        subprocess.run([sys.executable, "load.py", *arguments], cwd=tmp_path, env=environment, check=True)
+        result = torch.load(tmp_path / "result.pt", weights_only=True)
+        assert all(torch.equal(result[name], expected[name]) for name in expected)
+    names = [{file.name for file in (tmp_path / folder).iterdir() if file.is_file()} for folder in ("first", "third")]
+    assert names[0] == names[1] >= {"pipeline_mner.py", "crf.py", "relations.py", "model.safetensors"}
+
+
+def test_config_round_trip(tmp_path):
+    config = tiny_config(use_spatial=False, num_iterations=2)
+    config.save_pretrained(tmp_path)
+    loaded = HamLearningConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert loaded.levels == ("global", "object", "semantic")
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["vision_config"]["backbone"] == "resnet10t" and saved["custom_pipelines"]["mner"]
+
+
+def test_wrong_configurations_are_named():
+    with pytest.raises(ValueError, match="fusion_size 30"):
+        tiny_config(fusion_size=30)
+    with pytest.raises(ValueError, match="num_iterations"):
+        tiny_config(num_iterations=0)
+
+
+def test_from_text_vision_pretrained_takes_the_encoders_weights(tmp_path):
+    text = AutoModel.from_config(TEXT_CONFIGS["bert"])
+    text.save_pretrained(tmp_path / "text")
+    donor = tiny_model()
+    weights = donor.model.vision_encoder._backbone.state_dict()
+    save_file(weights | {"fc.weight": torch.zeros(3, 3)}, tmp_path / "model.safetensors")
+    for text_path in (tmp_path / "text", tmp_path / "text" / "model.safetensors"):
+        for vision_weights in (tmp_path / "model.safetensors", tmp_path):
+            model = HamLearningForTokenClassification.from_text_vision_pretrained(
+                str(text_path), "resnet10t", label_list=LABELS, vision_weights=str(vision_weights),
+                fusion_size=32, fusion_attention_heads=4,
+            )  # fmt: skip
+            own = model.model.text_encoder.state_dict()
+            assert own and all(torch.equal(value, text.state_dict()[name]) for name, value in own.items())
+            backbone = model.model.vision_encoder._backbone.state_dict()
+            assert all(torch.equal(value, weights[name]) for name, value in backbone.items())
+            assert model.config.id2label[1] == "B-PER" and model.config.num_labels == 5
+
+
+def test_vision_weights_that_do_not_fit_are_refused(tmp_path):
+    AutoModel.from_config(TEXT_CONFIGS["bert"]).save_pretrained(tmp_path / "text")
+    save_file({"something.else": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="other.safetensors lacks"):
+        HamLearningForTokenClassification.from_text_vision_pretrained(
+            str(tmp_path / "text"), "resnet10t", label_list=LABELS, vision_weights=str(tmp_path / "other.safetensors")
+        )
+
+
+def test_frozen_vision_keeps_its_weights_and_statistics():
+    model = tiny_model()
+    model.freeze_vision()
+    before = {name: value.clone() for name, value in model.model.vision_encoder.state_dict().items()}
+    changed = train_step(model, random_batch())
+    assert changed and not any("vision_encoder" in name for name in changed)
+    after = model.model.vision_encoder.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_cached_vision_features_give_the_same_result():
+    model, batch = tiny_model(), random_batch() | {"has_image": torch.tensor([True, False, True])}
+    with torch.no_grad():
+        features = model.model.get_image_features(batch["pixel_values"])
+        expected = model(**batch).logits
+        del batch["pixel_values"]
+        torch.testing.assert_close(model(**batch, vision_features=features).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    batch, gradients = random_batch(), []
+    for checkpointing in (False, True):
+        model = tiny_model(fusion_dropout=0.0, classifier_dropout=0.0)
+        model.config.text_config.hidden_dropout_prob = 0.0
+        model.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            elif hasattr(module, "dropout_prob"):
+                module.dropout_prob = 0.0
+        model.model.text_encoder.config.attention_probs_dropout_prob = 0.0
+        for layer in model.model.text_encoder.encoder.layer:
+            layer.attention.self.dropout.p = 0.0
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            assert model.is_gradient_checkpointing
+            assert all(layer.words.gradient_checkpointing for layer in model.model.image_side.rounds)
+        model(**batch).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed, rtol=1e-4, atol=1e-6)
+
+
+def test_attention_implementations_agree_and_attentions_come_out(tmp_path):
+    model, batch = tiny_model(), random_batch()
+    model.save_pretrained(tmp_path)
+    eager = HamLearningForTokenClassification.from_pretrained(tmp_path, attn_implementation={"text_config": "eager"})
+    assert eager.model.text_encoder.config._attn_implementation == "eager"
+    with torch.no_grad():
+        output = eager(**batch, output_attentions=True, output_hidden_states=True)
+        torch.testing.assert_close(output.logits, model(**batch).logits, rtol=0, atol=1e-5)
+    assert len(output.attentions) == 2 and output.attentions[0].shape == (3, 2, 12, 12)
+    assert len(output.hidden_states) == 3
+    # 2 x 2 grid cells and three levels of three regions.
+    assert [attention.shape for attention in output.cross_attentions] == [(3, 4, 6, 4 + 3 * 3)] * 3
+    regions = output.cross_attentions[-1].mean(1)[..., 4:].unflatten(-1, (3, 3)).sum(2)
+    torch.testing.assert_close(output.word_region_attention, regions)
+
+
+def test_bf16_weights_keep_the_crf_in_fp32(tmp_path):
+    model, batch = tiny_model(), random_batch()
+    model.save_pretrained(tmp_path)
+    half = HamLearningForTokenClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.model.text_encoder.dtype == torch.bfloat16 and half.crf.transitions.dtype == torch.float32
+    assert torch.equal(half.crf.transition_constraint, model.crf.transition_constraint)
+    output = half(**batch)
+    assert output.loss.dtype == torch.float32 and output.logits.dtype == torch.bfloat16
+    with torch.no_grad():
+        torch.testing.assert_close(output.loss, model(**batch).loss, rtol=0.1, atol=0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(**batch).loss
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_device_map_auto_loads(tmp_path):
+    model, batch = tiny_model(), random_batch()
+    model.save_pretrained(tmp_path)
+    loaded = HamLearningForTokenClassification.from_pretrained(tmp_path, device_map="auto")
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
+def test_resize_token_embeddings():
+    model = tiny_model()
+    model.resize_token_embeddings(70)
+    assert model.get_input_embeddings().weight.shape == (70, 32) and model.config.text_config.vocab_size == 70
+    batch = random_batch()
+    batch["input_ids"][0, 0, 0] = 69
+    assert model(**batch).loss.isfinite()
+
+
+def test_lora_on_the_text_encoder():
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(
+        tiny_model(),
+        peft.LoraConfig(target_modules=r".*text_encoder.*\.(query|value)", modules_to_save=["classifier"], r=2),
+    )
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained and all("lora" in name or "classifier" in name for name in trained)
+    model(**random_batch()).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_loss_is_a_mean_over_the_words_of_the_global_batch():
+    model, batch = tiny_model(), random_batch(num_posts=4)
+    batch["labels"][0, 2:] = -100
+    batch["word_mask"][0, 2:] = False
+    total = int((batch["labels"] >= 0).sum())
+    with torch.no_grad():
+        whole = model(**batch).loss
+        parts = [
+            model(**{name: value[half] for name, value in batch.items()}, num_items_in_batch=total).loss
+            for half in (slice(0, 1), slice(1, 4))
+        ]
+    torch.testing.assert_close(sum(parts), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_another_label_set_gets_its_own_crf(tmp_path):
+    """Fine-tuning on other types: the constraints follow the new labels, not the checkpoint's."""
+    tiny_model().save_pretrained(tmp_path)
+    labels = ["O", "B-A", "I-A"]
+    model = HamLearningForTokenClassification.from_pretrained(
+        tmp_path, id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)},
+        ignore_mismatched_sizes=True,
+    )  # fmt: skip
+    fresh = tiny_model().crf.__class__(labels)
+    assert torch.equal(model.crf.transition_constraint, fresh.transition_constraint)
+    assert torch.equal(model.crf.begin, fresh.begin) and model.crf.transitions.isfinite().all()
+
+
+def test_auto_classes_know_the_model(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), HamLearningConfig)
+    assert isinstance(AutoModel.from_pretrained(tmp_path), HamLearningModel)
+
+
+def test_an_old_transformers_is_told_what_is_needed(tmp_path):
+    stub = tmp_path / "transformers"
+    stub.mkdir()
+    (stub / "__init__.py").write_text("__version__ = '4.57.1'\n")
+    source = HamLearningConfig.__module__.replace(".", "/") + ".py"
+    run = subprocess.run(
+        [sys.executable, source], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode != 0 and "needs transformers 5 or newer and found 4.57.1" in run.stderr
