@@ -249,7 +249,9 @@ class HamLearningProcessor(ProcessorMixin):
         names, which = np.unique(np.array(labels, dtype=object), return_inverse=True) if labels else ([], [])
         tokens = [self._label_tokens(name) for name in names]
         longest = max(map(len, tokens), default=0)
-        table = np.array([row + [pad] * (longest - len(row)) for row in tokens], dtype=np.int64).reshape(len(tokens), longest)
+        table = np.array([row + [pad] * (longest - len(row)) for row in tokens], dtype=np.int64).reshape(
+            len(tokens), longest
+        )
         label_ids = np.full((len(regions), num_regions, longest), pad, dtype=np.int64)
         if labels:
             label_ids[mask] = table[which]

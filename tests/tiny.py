@@ -20,7 +20,7 @@ FAMILIES = ("bert", "roberta", "xlm-roberta", "deberta-v2", "modernbert")
 
 
 @cache
-def tiny_tokenizer(family: str = "bert") -> PreTrainedTokenizerFast:
+def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
     """A fast tokenizer of that family, trained on a few sentences."""
     if family == "bert":
         return _bert()
