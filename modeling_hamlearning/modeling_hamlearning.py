@@ -656,6 +656,9 @@ class HamLearningModel(HamLearningPreTrainedModel):
 class HamLearningForTokenClassification(HamLearningPreTrainedModel):
     """[`HamLearningModel`] with a linear-chain CRF over words."""
 
+    # The Trainer passes the number of labelled words of the global batch to `forward`.
+    accepts_loss_kwargs = True
+
     def __init__(self, config: HamLearningConfig):
         super().__init__(config)
         self.model = HamLearningModel(config)
@@ -711,16 +714,23 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
             encoder = AutoModel.from_pretrained(text, use_safetensors=True, dtype=torch.float32)
         own = model.model.text_encoder.state_dict()
         model.model.text_encoder.load_state_dict({k: v for k, v in encoder.state_dict().items() if k in own})
-        if model_config.levels and vision_weights is not None:
-            path = Path(vision_weights)
-            path = path / "model.safetensors" if path.is_dir() else path
-            _load_exactly(model.model.vision_encoder._backbone, load_file(path), path)
-        elif model_config.levels and vision_pretrained:
-            pretrained = AutoBackbone.from_pretrained(vision, use_timm_backbone=True, out_indices=[-1])
-            model.model.vision_encoder.load_state_dict(pretrained.state_dict())
+        model.load_vision(vision_weights, vision_pretrained)
         if attn_implementation is not None:
             model.set_attn_implementation(attn_implementation)
         return model if dtype is None else model.to(dtype)
+
+    def load_vision(self, weights: str | None = None, pretrained: bool = True):
+        """Load the vision backbone's weights: from a safetensors file or folder with timm's names, or timm's own."""
+        if not self.config.levels:
+            return
+        encoder = self.model.vision_encoder
+        if weights is not None:
+            path = Path(weights)
+            path = path / "model.safetensors" if path.is_dir() else path
+            _load_exactly(encoder._backbone, load_file(path), path)
+        elif pretrained:
+            own = type(encoder).from_pretrained(encoder.config.backbone, out_indices=[-1])
+            encoder.load_state_dict(own.state_dict())
 
     def forward(
         self,

@@ -1,0 +1,216 @@
+"""Train HamLearning: `python train.py configs/demo.yaml`, or `accelerate launch train.py …`; `--name value` overrides."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import timm
+import transformers
+from datasets import DatasetDict
+from transformers import AutoConfig, AutoTokenizer, BertConfig, EarlyStoppingCallback, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from modeling_hamlearning import HamLearningConfig, HamLearningForTokenClassification
+from processors import HamLearningImageProcessor, HamLearningProcessor
+from training.arguments import DataArguments, MnerTrainingArguments, ModelArguments, parse_arguments
+from training.card import write_card
+from training.collator import MnerCollator
+from training.curves import plot_curves
+from training.data import DataError, labels_of, load_splits
+from training.planted import planted_splits
+from training.tokenizer import build_tokenizer
+from training.trainer import MnerScores, MnerTrainer
+
+logger = logging.getLogger("train")
+FROM_SCRATCH = "from_scratch"
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    model_arguments, data_arguments, training_arguments = parse_arguments(
+        sys.argv[1:] if arguments is None else arguments
+    )
+    if not (training_arguments.do_train or training_arguments.do_eval or training_arguments.do_predict):
+        training_arguments.do_train = True
+    _set_up_logging(training_arguments)
+    set_seed(training_arguments.seed)
+
+    data, hashes = _load_data(data_arguments)
+    label_names = labels_of(next(iter(data.values())))
+    if data_arguments.use_images is False:
+        data = data.map(lambda row: row | {"image": None}, desc="images left out") if _has_images(data) else data
+        off = dict.fromkeys(("use_global", "use_objects", "use_spatial", "use_semantic"), False)
+        model_arguments.model_config = model_arguments.model_config | off
+    resumed = training_arguments.resume_from_checkpoint
+    if isinstance(resumed, str) and resumed.lower() in ("true", "auto"):
+        training_arguments.resume_from_checkpoint = get_last_checkpoint(training_arguments.output_dir)
+
+    model, processor = build(model_arguments, data, label_names)
+    trainer = MnerTrainer(
+        model=model,
+        args=training_arguments,
+        data_collator=MnerCollator(processor),
+        train_dataset=data.get("train"),
+        eval_dataset=data.get("validation"),
+        processing_class=processor,
+        compute_metrics=MnerScores(label_names, hashes.get("validation")),
+        callbacks=_callbacks(training_arguments),
+    )
+    results: dict = {}
+    if training_arguments.do_train:
+        outcome = trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)
+        trainer.save_state()
+        results |= outcome.metrics
+    if training_arguments.do_eval:
+        _need(data, "validation", "--do_eval")
+        results |= trainer.evaluate()
+    if training_arguments.do_predict:
+        _need(data, "test", "--do_predict")
+        results |= predict(trainer, data["test"], label_names, hashes.get("test"))
+    if training_arguments.do_train:
+        trainer.save_model()
+    if trainer.is_world_process_zero():
+        folder = Path(training_arguments.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "all_results.json").write_text(json.dumps(results, indent=1))
+        if training_arguments.do_train:
+            _describe(folder, trainer, model_arguments, data_arguments, hashes, results, label_names)
+    if training_arguments.push_to_hub:
+        trainer.push_to_hub()
+    return results
+
+
+def build(
+    arguments: ModelArguments, data: DatasetDict, label_names: list[str]
+) -> tuple[HamLearningForTokenClassification, HamLearningProcessor]:
+    """Model and processor from the encoders that the arguments name."""
+    options = dict(arguments.model_config)
+    labels = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
+    vision = {"model_type": "timm_backbone", "backbone": arguments.vision, "out_indices": [-1]}
+    if arguments.text == FROM_SCRATCH:
+        words = (word for tokens in data["train"]["tokens"] for word in tokens)
+        regions = data["train"]["box_labels"] if "box_labels" in data["train"].column_names else []
+        named = (word for of_post in regions for label in of_post or [] for word in label.split())
+        tokenizer = build_tokenizer([*words, *named], **arguments.tokenizer_config)
+        text_config = BertConfig(
+            vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **arguments.text_config
+        )
+        tokenizer.model_max_length = text_config.max_position_embeddings
+    else:
+        folder = str(Path(arguments.text).parent) if arguments.text.endswith(".safetensors") else arguments.text
+        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer or folder, add_prefix_space=True)
+        text_config = AutoConfig.from_pretrained(folder)
+        # Some encoders have fewer places than their tokenizer says.
+        places = getattr(text_config, "max_position_embeddings", tokenizer.model_max_length)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, places)
+    if arguments.text != FROM_SCRATCH and arguments.text_pretrained:
+        model = HamLearningForTokenClassification.from_text_vision_pretrained(
+            arguments.text,
+            arguments.vision,
+            label_list=label_names,
+            vision_pretrained=arguments.vision_pretrained,
+            vision_weights=arguments.vision_weights,
+            **options,
+        )
+    else:
+        model = HamLearningForTokenClassification(
+            HamLearningConfig(text_config=text_config, vision_config=vision, **labels, **options)
+        )
+        model.load_vision(arguments.vision_weights, arguments.vision_pretrained)
+    if arguments.freeze_vision:
+        model.freeze_vision()
+    pretrained = timm.get_pretrained_cfg(arguments.vision)
+    image_processor = HamLearningImageProcessor(
+        size={"height": arguments.image_size, "width": arguments.image_size},
+        **({"image_mean": list(pretrained.mean), "image_std": list(pretrained.std)} if pretrained else {}),
+    )
+    processor = HamLearningProcessor(
+        tokenizer=tokenizer,
+        image_processor=image_processor,
+        region_config=arguments.region_config or None,
+        max_length=arguments.max_length,
+    )
+    return model, processor
+
+
+def predict(trainer: MnerTrainer, data, label_names: list[str], label_sha256: str | None) -> dict:
+    """Tag the test split; `predictions.txt` holds word, gold and predicted label, in the CoNLL form of the data."""
+    trainer.compute_metrics = MnerScores(label_names, label_sha256)
+    output = trainer.predict(data, metric_key_prefix="test")
+    if trainer.is_world_process_zero():
+        lines = []
+        for row, labels in zip(data, output.predictions, strict=True):
+            lines.append(f"IMGID:{row['id']}")
+            for word, gold, predicted in zip(row["tokens"], row["ner_tags"], labels, strict=False):
+                lines.append(f"{word}\t{label_names[gold]}\t{label_names[predicted]}")
+            lines.append("")
+        Path(trainer.args.output_dir, "predictions.txt").write_text("\n".join(lines), encoding="utf-8")
+    return output.metrics
+
+
+def _load_data(arguments: DataArguments) -> tuple[DatasetDict, dict[str, str]]:
+    if arguments.data_path == "planted":
+        data, hashes = planted_splits(arguments.planted_posts), {}
+    else:
+        data, hashes = load_splits(arguments.data_path, arguments.image_dir, arguments.regions_file)
+    limits = {
+        "train": arguments.max_train_samples,
+        "validation": arguments.max_eval_samples,
+        "test": arguments.max_predict_samples,
+    }
+    for split, limit in limits.items():
+        if limit is not None and split in data:
+            data[split] = data[split].select(range(min(limit, len(data[split]))))
+    # What the Trainer groups posts by.
+    data = DatasetDict(
+        {split: rows.add_column("length", [len(tokens) for tokens in rows["tokens"]]) for split, rows in data.items()}
+    )
+    return data, hashes
+
+
+def _has_images(data: DatasetDict) -> bool:
+    return all("image" in rows.column_names for rows in data.values())
+
+
+def _need(data: DatasetDict, split: str, asked: str):
+    if split not in data:
+        raise DataError(f"{asked} needs a {split} split; the data has {', '.join(data)}")
+
+
+def _callbacks(arguments: MnerTrainingArguments) -> list:
+    if arguments.early_stopping_patience is None:
+        return []
+    return [EarlyStoppingCallback(early_stopping_patience=arguments.early_stopping_patience)]
+
+
+def _describe(folder, trainer, model_arguments, data_arguments, hashes, results, label_names):
+    """Curves and card of a finished run."""
+    plot_curves(trainer.state.log_history, folder / "curves.png")
+    shown = ("learning_rate", "head_learning_rate", "vision_learning_rate", "num_train_epochs", "seed", "warmup_steps",
+             "per_device_train_batch_size", "weight_decay", "lr_scheduler_type", "bf16", "max_steps")  # fmt: skip
+    settings = {name: trainer.args.to_dict()[name] for name in shown}
+    settings |= {"text": model_arguments.text, "vision": model_arguments.vision} | model_arguments.model_config
+    metrics = {name.removeprefix("eval_"): value for name, value in results.items() if name.startswith("eval_")}
+    write_card(
+        folder,
+        model_name=trainer.args.hub_model_id or folder.name,
+        data_name=Path(data_arguments.data_path).name,
+        data_hashes=hashes,
+        metrics=metrics if "f1" in metrics else {},
+        settings=settings,
+        labels=label_names,
+        base_models=[model_arguments.text]
+        if "/" in model_arguments.text and not Path(model_arguments.text).exists()
+        else [],
+    )
+
+
+def _set_up_logging(arguments: MnerTrainingArguments):
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=arguments.get_process_log_level())
+    transformers.utils.logging.set_verbosity(arguments.get_process_log_level())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What only training needs: data sets, planted posts, collator, metric, trainer, curves, card."""

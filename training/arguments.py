@@ -1,0 +1,131 @@
+"""Arguments of `train.py`: a YAML file, and the command line over it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+
+@dataclass
+class ModelArguments:
+    """Which encoders, which levels."""
+
+    text: str = field(
+        default="google-bert/bert-base-cased",
+        metadata={"help": "Text encoder: Hub name, folder, .safetensors file, or from_scratch."},
+    )
+    tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer, if it is not the text encoder's own."})
+    text_pretrained: bool = field(default=True, metadata={"help": "False: the encoder's shape with random weights."})
+    text_config: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "For text: from_scratch: the shape of a small BERT."}
+    )
+    tokenizer_config: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "For text: from_scratch: kind (word, char), min_count, lowercase."}
+    )
+    vision: str = field(default="resnet50", metadata={"help": "timm name of the vision backbone."})
+    vision_pretrained: bool = field(default=True, metadata={"help": "Whether timm loads its weights."})
+    vision_weights: str | None = field(default=None, metadata={"help": "safetensors file or folder, timm's names."})
+    freeze_vision: bool = field(default=False, metadata={"help": "Train all but the vision backbone."})
+    model_config: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Arguments of HamLearningConfig: switches, sizes, rounds."}
+    )
+    image_size: int = field(default=224, metadata={"help": "Side of the square the pictures are resized to."})
+    region_config: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "name (grid, precomputed, object-detection), max_regions, options."}
+    )
+    max_length: int | None = field(default=None, metadata={"help": "Sub-tokens of a window of text."})
+
+
+@dataclass
+class DataArguments:
+    """Which posts."""
+
+    data_path: str = field(
+        default="planted", metadata={"help": "CoNLL file or folder, saved data set, Hub name, or planted."}
+    )
+    image_dir: str | None = field(
+        default=None, metadata={"help": "Images of CoNLL posts; default: images beside them."}
+    )
+    regions_file: str | None = field(
+        default=None, metadata={"help": "JSONL of regions; default: regions.jsonl beside."}
+    )
+    use_images: bool = field(default=True, metadata={"help": "False: the text alone, all levels off."})
+    planted_posts: list[int] = field(
+        default_factory=lambda: [3000, 300, 300], metadata={"help": "Planted posts of train, validation and test."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first posts of train only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use the first posts of validation only."})
+    max_predict_samples: int | None = field(default=None, metadata={"help": "Use the first posts of test only."})
+
+
+@dataclass
+class MnerTrainingArguments(TrainingArguments):
+    """transformers' own, with a learning rate for each part."""
+
+    output_dir: str | None = field(default="outputs/run")
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate outside the encoders; learning_rate if unset."}
+    )
+    vision_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the vision backbone; learning_rate if unset."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many evaluations without a better F1."}
+    )
+    metric_for_best_model: str | None = field(default="f1")
+    train_sampling_strategy: str = field(default="group_by_length")
+
+    def __post_init__(self):
+        # Rows go to the processor, not to the model: every column is needed.
+        self.remove_unused_columns = False
+        self.label_names = ["labels"]
+        # A batch without an image leaves the image side without gradients.
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = True
+        super().__post_init__()
+
+
+def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, MnerTrainingArguments]:
+    """`[config.yaml] [--name value …]`: what the command line says goes over the file.
+
+    Raises:
+        ValueError: a name that no argument has.
+    """
+    parser = HfArgumentParser((ModelArguments, DataArguments, MnerTrainingArguments))
+    values: dict[str, Any] = {}
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        path = Path(arguments[0])
+        if not path.is_file():
+            raise ValueError(f"there is no config {path}")
+        values = yaml.safe_load(path.read_text()) or {}
+        arguments = arguments[1:]
+    overrides = {}
+    places = [place for place, argument in enumerate(arguments) if argument.startswith("--")]
+    if arguments and (not places or places[0] != 0):
+        raise ValueError(f"{arguments[0]!r}: a config.yaml comes first, then --name value")
+    for place, following in zip(places, [*places[1:], len(arguments)], strict=True):
+        name, equals, value = arguments[place][2:].partition("=")
+        given = ([value] if equals else []) + arguments[place + 1 : following]
+        # YAML's own reading of a value, as in the file: numbers, true and false, lists, dictionaries.
+        read = [_number(yaml.safe_load(text)) for text in given]
+        key = name.replace("-", "_")
+        overrides[key] = True if not read else read[0] if len(read) == 1 else read
+        if isinstance(values.get(key), list) and not isinstance(overrides[key], list):
+            overrides[key] = [overrides[key]]
+    for key, value in overrides.items():
+        merged = isinstance(value, dict) and isinstance(values.get(key), dict)
+        values[key] = values[key] | value if merged else value
+    values = {name: _number(value) for name, value in values.items()}
+    return parser.parse_dict(values)
+
+
+def _number(value: Any) -> Any:
+    """YAML reads 3e-5 as a string."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

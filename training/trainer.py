@@ -1,0 +1,117 @@
+"""transformers' Trainer with what this task needs: learning rates by part, CRF decoding, a stop at NaN."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import Trainer
+
+from .metric import MnerMetric
+
+# The first pattern that fits names a parameter's part.
+PARTS = {"text_encoder": r"(^|\.)text_encoder\.", "vision_encoder": r"(^|\.)vision_encoder\.", "head": ""}
+
+
+class NotFiniteError(RuntimeError):
+    """The loss or a gradient is not a finite number: with the ids of the posts that it came from."""
+
+
+class MnerTrainer(Trainer):
+    """Trainer of [`HamLearningForTokenClassification`].
+
+    The text encoder trains at `learning_rate`, the vision encoder at `vision_learning_rate`, everything else at
+    `head_learning_rate`. Evaluation predicts by the CRF's best path; a prediction is (B, W), −100 at padding.
+    """
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if ".crf." not in f".{name}"]
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        model = self.model if model is None else model
+        if self.optimizer is None:
+            decay = set(self.get_decay_parameter_names(model))
+            rates = {
+                "text_encoder": self.args.learning_rate,
+                "vision_encoder": self.args.vision_learning_rate,
+                "head": self.args.head_learning_rate,
+            }
+            groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    part = next(part for part, pattern in PARTS.items() if re.search(pattern, name))
+                    groups.setdefault((part, name in decay), []).append(parameter)
+            cls, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = cls(
+                [
+                    {
+                        "params": parameters,
+                        "lr": self.args.learning_rate if rates[part] is None else rates[part],
+                        "weight_decay": self.args.weight_decay if decays else 0.0,
+                    }
+                    for (part, decays), parameters in groups.items()
+                ],
+                **options,
+            )
+        return self.optimizer
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
+        ids = inputs.pop("ids", None)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        # One number for both, so that a GPU is waited for once.
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True) if gradients else loss.new_zeros(())
+        if not torch.isfinite(loss + norm.to(loss.device)):
+            what = "loss" if not torch.isfinite(loss) else "gradient"
+            raise NotFiniteError(
+                f"the {what} of step {self.state.global_step + 1} is not finite; its posts: {', '.join(ids or ['?'])}. "
+                "Look at these posts, lower the learning rate, or train in fp32."
+            )
+        return loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        inputs.pop("ids", None)
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.get("labels")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs)
+        loss = outputs.loss.detach() if labels is not None else None
+        if prediction_loss_only:
+            return loss, None, None
+        word_mask = inputs["word_mask"]
+        paths = self.accelerator.unwrap_model(model).decode(outputs, word_mask)
+        predictions = torch.full(word_mask.shape, -100, device=word_mask.device)
+        predictions[word_mask] = torch.tensor([label for path in paths for label in path], device=word_mask.device)
+        return loss, predictions, labels
+
+
+class MnerScores:
+    """`compute_metrics` of the Trainer: label ids (n, W) with −100 at padding → both conventions, per type as well."""
+
+    def __init__(self, label_names: list[str], label_sha256: str | None = None):
+        self.label_names = np.array(label_names)
+        self.label_sha256 = label_sha256
+        self.metric = MnerMetric()
+
+    def strings(self, labels: np.ndarray, mask: np.ndarray) -> list[list[str]]:
+        return [self.label_names[row[kept]].tolist() for row, kept in zip(labels, mask, strict=True)]
+
+    def __call__(self, prediction) -> dict[str, Any]:
+        mask = prediction.label_ids != -100
+        result = self.metric.compute(
+            predictions=self.strings(prediction.predictions, mask),
+            references=self.strings(prediction.label_ids, mask),
+            label_sha256=self.label_sha256,
+        )
+        result["per_word_labels"] = int(mask.sum())
+        return result
