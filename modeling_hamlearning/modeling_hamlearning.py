@@ -174,11 +174,13 @@ class HamLearningGeometry(nn.Module):
         super().__init__()
         self.inner = nn.Linear(6, config.fusion_size)
         self.outer = nn.Linear(config.fusion_size, config.fusion_size)
+        # Coordinates are small numbers: without a norm a place would be lost beside what is seen there.
+        self.norm = nn.LayerNorm(config.fusion_size)
 
     def forward(self, boxes: Tensor) -> Tensor:
         """boxes (…, 4) in [0, 1] → (…, d)."""
         features = torch.cat([boxes, boxes[..., 2:] - boxes[..., :2]], dim=-1).to(self.inner.weight.dtype)
-        return self.outer(nn.functional.gelu(self.inner(features)))
+        return self.norm(self.outer(nn.functional.gelu(self.inner(features))))
 
 
 class HamLearningVisual(nn.Module):

@@ -45,6 +45,12 @@ class MnerPipeline(Pipeline):
             raise TypeError(f'pipeline("mner") does not know {sorted(unknown)}; it takes batch_size, return_attention')
         return {}, {}, {} if return_attention is None else {"return_attention": return_attention}
 
+    def __call__(self, inputs, **kwargs):
+        if isinstance(inputs, Iterable) and not isinstance(inputs, str | dict | list | tuple | Iterator):
+            # A data set of any library: streamed, as a generator is.
+            inputs = (post for post in inputs)
+        return super().__call__(inputs, **kwargs)
+
     def draw(self, post: str | dict[str, Any], result: list[dict[str, Any]]) -> Image.Image:
         """The post's picture with its entities' regions marked, and its text with the entities highlighted."""
         parsed = self._parse(post, 0)

@@ -1,0 +1,32 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint
+
+help: ## show these targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch torchvision
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(STAMP) ## train on planted posts, then tag held-out ones in a new process (minutes)
+	$(BIN)/python train.py configs/demo.yaml
+	$(BIN)/python -m training.demo outputs/demo/model
+
+lint: $(STAMP) ## ruff check, format check, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell $$(git ls-files '*.py' '*.md' '*.yaml')
+
+test: lint ## everything that has to hold, in minutes
+	$(BIN)/python -m pytest --durations=15
+
+test-slow: $(STAMP) ## what takes longer
+	$(BIN)/python -m pytest -m slow

@@ -1,0 +1,204 @@
+"""pipeline("mner") from a saved folder, here and in a process that has nothing else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+from transformers import AutoConfig, BertConfig, pipeline
+
+import processors
+from modeling_hamlearning import MnerPipeline
+
+from ..tiny import tiny_tokenizer
+from .tiny_model import LABELS, tiny_model
+
+FIELDS = ["entity_group", "score", "word", "start", "end", "relevance", "region"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = tiny_tokenizer("bert")
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    tiny_model(text_config=config).save_pretrained(folder)
+    image_processor = processors.HamLearningImageProcessor(size={"height": 64, "width": 64})
+    processors.HamLearningProcessor(tokenizer=tokenizer, image_processor=image_processor).save_pretrained(folder)
+    Image.effect_noise((90, 50), 90).convert("RGB").save(folder / "photo.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ner(folder):
+    return pipeline("mner", model=str(folder), trust_remote_code=True)
+
+
+@pytest.fixture(scope="module")
+def posts(folder):
+    noise = Image.effect_noise((120, 80), 60).convert("RGB")
+    return [
+        "Jordan scores  again in Amazon park",
+        {"text": "New York Knicks' game #NBA @joe", "image": str(folder / "photo.png")},
+        {"text": "a person with a trophy", "image": noise, "boxes": [[0.1, 0.2, 0.5, 0.6]],
+         "box_labels": ["dog"], "box_scores": [0.7]},
+        {"text": "", "image": noise},
+        {"text": "the river Amazon " * 40, "image": None},
+        {"text": "Lincoln 👍🏽 photographed by Michael Jordan", "image": noise, "boxes": []},
+        {"text": ["New", "York", "Knicks"], "image": None},
+    ]  # fmt: skip
+
+
+def close(actual, expected):
+    assert len(actual) == len(expected)
+    for one, other in zip(actual, expected, strict=True):
+        assert [(e["entity_group"], e["start"], e["end"]) for e in one] == [
+            (e["entity_group"], e["start"], e["end"]) for e in other
+        ]
+        for e, f in zip(one, other, strict=True):
+            assert e["score"] == pytest.approx(f["score"], abs=1e-4)
+            assert e["relevance"] == pytest.approx(f["relevance"], abs=1e-5)
+            assert (e["region"] is None) == (f["region"] is None)
+
+
+def test_results_have_their_fields_and_offsets(ner, posts):
+    results = ner(posts)
+    assert isinstance(ner, MnerPipeline) or type(ner).__name__ == "MnerPipeline"
+    assert len(results) == len(posts) and sum(map(len, results)) > 5
+    for post, entities in zip(posts, results, strict=True):
+        text = post if isinstance(post, str) else post["text"]
+        text = " ".join(text) if isinstance(text, list) else text
+        image = post.get("image") if isinstance(post, dict) else None
+        for entity in entities:
+            assert list(entity) == FIELDS
+            assert entity["word"] == text[entity["start"] : entity["end"]] != ""
+            assert 0 < entity["score"] <= 1 + 1e-6
+            assert list(entity["relevance"]) == ["global", "object", "spatial", "semantic"]
+            if image is None:
+                assert entity["region"] is None and set(entity["relevance"].values()) == {0.0}
+    assert results[3] == []
+    given = results[2][0]["region"]
+    assert given["label"] == "dog" and given["score"] == 0.7
+    assert given["box"] == pytest.approx({"xmin": 12, "ymin": 16, "xmax": 60, "ymax": 48})
+    of_file = results[1][0]["region"]["box"]
+    assert of_file["xmax"] - of_file["xmin"] == pytest.approx(45) and of_file["ymax"] <= 50
+    assert all(entity["region"] is None for entity in results[5])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
+def test_results_are_the_same_at_every_batch_size(ner, posts, batch_size):
+    close(ner(posts, batch_size=batch_size), [ner(post) for post in posts])
+
+
+def test_generators_and_data_sets(ner, posts):
+    expected = ner(posts)
+    close(list(ner((post for post in posts), batch_size=2)), expected)
+    rows = [post if isinstance(post, dict) else {"text": post, "image": None} for post in posts[:2]]
+    data = Dataset.from_list([{"text": row["text"], "image": row["image"]} for row in rows])
+    close(list(ner(data, batch_size=2)), expected[:2])
+    assert ner([]) == []
+
+
+def test_the_score_is_the_spans_probability(ner, posts):
+    """Against the share of paths sampled label by label from the CRF's own conditionals, enumerated here for one span."""
+    post = {"text": "Jordan in Amazon park", "image": None}
+    (entities,) = ner([post])
+    features = ner.processor(text=post["text"])
+    with torch.no_grad():
+        logits = ner.model(**features).logits
+    crf, mask = ner.model.crf, features["word_mask"]
+    for entity in entities:
+        words = [i for i, (start, end) in enumerate(ner.processor.split_words(post["text"])[1])
+                 if start >= entity["start"] and end <= entity["end"]]  # fmt: skip
+        begin, inside = LABELS.index(f"B-{entity['entity_group']}"), LABELS.index(f"I-{entity['entity_group']}")
+        held = logits.clone()
+        for place in range(logits.shape[1]):
+            wanted = begin if place == words[0] else inside if place in words else None
+            keep = torch.zeros(5, dtype=torch.bool)
+            if wanted is not None:
+                keep[wanted] = True
+            elif place == words[-1] + 1:
+                keep[:] = True
+                keep[inside] = False
+            else:
+                keep[:] = True
+            held[0, place] = held[0, place].masked_fill(~keep, -1e4)
+        share = (crf.log_partition(held, mask) - crf.log_partition(logits, mask)).exp().item()
+        assert entity["score"] == pytest.approx(share, abs=1e-4)
+
+
+def test_attention_when_asked(ner, posts):
+    (entities,) = ner([posts[1]], return_attention=True)
+    for entity in entities:
+        regions = entity["region_attention"]
+        assert len(regions) == 4 and entity["region"]["box"] == max(regions, key=lambda r: r["attention"])["box"]
+        assert 0 < sum(region["attention"] for region in regions) <= 1 + 1e-5
+
+
+def test_drawing_a_post(ner, posts):
+    for post in posts:
+        picture = ner.draw(post, ner(post))
+        assert picture.mode == "RGB" and picture.width >= 480
+    with_box = ner.draw(posts[2], ner(posts[2]))
+    plain = ner.draw(posts[2], [])
+    assert with_box.size != plain.size or list(with_box.getdata()) != list(plain.getdata())
+
+
+WRONG = {
+    "type": (7, "post 1: a post is a string or a dict"),
+    "no text": ({"image": None}, "post 1, field text"),
+    "unknown field": ({"text": "a", "picture": None}, "post 1: unknown field .*picture"),
+    "image": ({"text": "a", "image": "/nowhere.jpg"}, "post 1, field image: there is no file"),
+    "boxes": ({"text": "a", "image": Image.new("RGB", (4, 4)), "boxes": [[0, 0, 9, 9]]}, "post 1, field boxes"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_posts_are_named(ner, kind):
+    post, message = WRONG[kind]
+    with pytest.raises(ValueError, match=message):
+        ner(["fine", post], batch_size=2)
+
+
+def test_unknown_arguments_are_named(ner):
+    with pytest.raises(TypeError, match="does not know"):
+        ner("a", aggregation_strategy="simple")
+
+
+ELSEWHERE = """
+import json, sys
+from transformers import pipeline
+ner = pipeline("mner", model=sys.argv[1], trust_remote_code=True)
+assert not {"modeling_hamlearning", "processors"} & set(sys.modules), "the project is importable here"
+print(json.dumps(ner([{"text": "New York Knicks' game #NBA @joe", "image": sys.argv[1] + "/photo.png"}])))
+"""
+
+
+def test_a_fresh_process_with_only_the_folder(ner, posts, folder, tmp_path):
+    (tmp_path / "tag.py").write_text(ELSEWHERE)
+    environment = {"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    run = subprocess.run(
+        [sys.executable, "tag.py", str(folder)],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert json.loads(run.stdout.splitlines()[-1]) == json.loads(json.dumps(ner([posts[1]])))
+
+
+def test_the_pipeline_can_be_saved_again(ner, tmp_path, posts):
+    ner.save_pretrained(tmp_path)
+    ner.processor.save_pretrained(tmp_path)
+    again = pipeline("mner", model=str(tmp_path), trust_remote_code=True)
+    close(again(posts), ner(posts))
+    assert AutoConfig.from_pretrained(tmp_path, trust_remote_code=True).custom_pipelines["mner"]["impl"]

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+from datasets import load_from_disk
+from PIL import Image
+
+from training.data import DataError, labels_of, load_splits, read_conll
+from training.metric import MnerMetric
+
+REAL = os.environ.get("HAMLEARNING_DATA")
+needs_data = pytest.mark.skipif(not REAL, reason="HAMLEARNING_DATA names no folder with the real posts")
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+GOOD = "IMGID:a\nJordan\tB-PER\nwins\tO\n\nIMGID:b\nIn\tO\nNew\tB-LOC\nYork\tI-LOC\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [GOOD, "\ufeff" + GOOD, GOOD.replace("\n", "\r\n"), GOOD.replace("\t", " "), GOOD + "\n\n", GOOD.rstrip("\n")],
+)
+def test_the_forms_of_a_file(content, tmp_path):
+    assert read_conll(write(tmp_path / "a.txt", content)) == [
+        {"id": "a", "tokens": ["Jordan", "wins"], "labels": ["B-PER", "O"]},
+        {"id": "b", "tokens": ["In", "New", "York"], "labels": ["O", "B-LOC", "I-LOC"]},
+    ]
+
+
+def test_words_may_hold_any_unicode(tmp_path):
+    words = ["\u2028", "\x85", "\ufe0f", "\u200d", "x y", "\x0c", "👨‍👩‍👧", "\x00"]
+    content = "IMGID:a\n" + "".join(f"{word}\tO\n" for word in words)
+    assert read_conll(write(tmp_path / "a.txt", content))[0]["tokens"] == words
+
+
+WRONG = {
+    "no label": ("IMGID:a\nJordan\n", "line 2.*no label"),
+    "unknown label": ("IMGID:a\nJordan\tPERSON\n", "line 2: label 'PERSON'"),
+    "prefix alone": ("IMGID:a\nJordan\tB-\n", "label 'B-'"),
+    "three fields": ("IMGID:a\nJordan\tNNP\tB-PER\n", "line 2.*3 fields"),
+    "no IMGID": ("Jordan\tB-PER\n", "line 1.*belongs to no post"),
+    "no name": ("IMGID:\nJordan\tO\n", "line 1.*without a name"),
+    "empty": ("", "no posts"),
+    "latin-1": ("IMGID:a\ncafé\tO\n".encode("latin-1"), "line 2: is not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_files_are_named(kind, tmp_path):
+    content, message = WRONG[kind]
+    with pytest.raises(DataError, match=message) as error:
+        read_conll(write(tmp_path / "bad.txt", content))
+    assert "bad.txt" in str(error.value)
+
+
+def test_images_beside_the_posts(tmp_path, caplog):
+    write(tmp_path / "train.txt", GOOD + "\nIMGID:c\nx\tO\n\nIMGID:d\nx\tB-ORG\n")
+    write(tmp_path / "valid.txt", GOOD)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (20, 10)).save(tmp_path / "images" / "a.png")
+    Image.new("RGB", (20, 10)).save(tmp_path / "images" / "b.jpg", "PNG")  # a PNG file named .jpg
+    write(tmp_path / "images" / "c.jpg", "<html>")
+    regions = {"id": "a", "boxes": [[0, 0, 1, 1]], "box_labels": ["dog"], "box_scores": [0.5]}
+    write(tmp_path / "regions.jsonl", json.dumps(regions) + "\n")
+    data, hashes = load_splits(str(tmp_path))
+    assert [row["image"] is not None for row in data["train"]] == [True, True, False, False]
+    assert labels_of(data["train"]) == ["O", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-PER", "I-PER"]
+    assert labels_of(data["validation"]) == labels_of(data["train"])
+    assert data["train"][0]["boxes"] == [[0, 0, 1, 1]] and data["train"][1]["boxes"] is None
+    assert hashes["validation"] == hashlib.sha256(GOOD.encode()).hexdigest()
+    assert "2 of 4 posts" in caplog.text and "c (is not a picture" in caplog.text and "d (no file)" in caplog.text
+
+    data.save_to_disk(tmp_path / "saved")
+    again, _ = load_splits(str(tmp_path / "saved"))
+    for split in data:
+        assert list(again[split].remove_columns("image")) == list(data[split].remove_columns("image"))
+        assert [row["image"] is None for row in again[split]] == [row["image"] is None for row in data[split]]
+    assert load_from_disk(str(tmp_path / "saved"))["train"].column_names == again["train"].column_names
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/../../secret"])
+def test_a_name_cannot_leave_the_image_folder(name, tmp_path):
+    write(tmp_path / "train.txt", f"IMGID:{name}\nx\tO\n")
+    write(tmp_path / "secret.jpg", "x")
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    with pytest.raises(DataError, match="leads out of the image folder"):
+        load_splits(str(tmp_path))
+
+
+def test_a_link_cannot_leave_the_image_folder(tmp_path):
+    write(tmp_path / "data" / "train.txt", "IMGID:a\nx\tO\n")
+    (tmp_path / "data" / "images").mkdir()
+    (tmp_path / "data" / "images" / "a.jpg").symlink_to(write(tmp_path / "secret.jpg", "x"))
+    with pytest.raises(DataError, match="leads out"):
+        load_splits(str(tmp_path / "data"))
+
+
+def test_a_folder_without_data_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"no train\.txt"):
+        load_splits(str(tmp_path))
+    with pytest.raises(DataError, match="no folder"):
+        load_splits(str(write(tmp_path / "train.txt", GOOD)), image_dir=str(tmp_path / "nowhere"))
+
+
+def test_both_conventions_of_the_metric():
+    references = [["O", "I-PER", "I-PER", "O", "B-LOC"], ["B-ORG", "O"]]
+    predictions = [["O", "B-PER", "I-PER", "O", "B-LOC"], ["O", "O"]]
+    result = MnerMetric().compute(predictions=predictions, references=references, label_sha256="abc")
+    # Default seqeval counts the orphan I-PER I-PER as an entity, strict IOB2 does not.
+    assert (result["gold_total"], result["gold_total_strict"]) == (3, 2)
+    assert result["f1"] == pytest.approx(2 * 1 * (2 / 3) / (1 + 2 / 3))
+    assert result["f1_strict"] == pytest.approx(2 * (1 / 2) * (1 / 2) / (1 / 2 + 1 / 2))
+    assert result["per_type"]["PER"]["f1"] == 1 and result["per_type_strict"].get("PER", {"f1": 0})["f1"] == 0
+    assert result["per_type"]["ORG"]["gold_total"] == 1 and result["label_sha256"] == "abc"
+
+
+COUNTS = {
+    ("twitter2015", "train"): (4000, 64439, 6352),
+    ("twitter2015", "validation"): (1000, 16178, 1594),
+    ("twitter2017", "train"): (3373, 53007, 6049),
+    ("twitter2017", "validation"): (723, 11309, 1324),
+    ("paintings", "train"): (950, 266192, 26080),
+    ("paintings", "validation"): (119, 32304, 3204),
+}
+
+
+@needs_data
+@pytest.mark.parametrize("name, split", COUNTS)
+def test_real_files_have_their_known_counts(name, split):
+    posts = read_conll(Path(REAL, name, {"train": "train.txt", "validation": "valid.txt"}[split]))
+    labels = [post["labels"] for post in posts]
+    gold = MnerMetric().compute(predictions=labels, references=labels)["gold_total"]
+    assert (len(posts), sum(map(len, labels)), gold) == COUNTS[name, split]

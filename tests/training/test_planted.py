@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import io
+from collections import Counter
+
+import pytest
+from PIL import Image
+
+from training.data import labels_of
+from training.planted import NAMES, TYPES, planted_ceiling, planted_dataset
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return planted_dataset(4000, seed=5)
+
+
+def entities(row, names):
+    found = []
+    for word, label in zip(row["tokens"], row["ner_tags"], strict=True):
+        if names[label].startswith("B-"):
+            found.append([names[label][2:], word])
+        elif names[label].startswith("I-"):
+            found[-1][1] += f" {word}"
+    return [tuple(entity) for entity in found]
+
+
+def test_a_seed_gives_the_same_posts():
+    first, again, other = planted_dataset(20, 1), planted_dataset(20, 1), planted_dataset(20, 2)
+    assert list(first) == list(again)
+    assert list(first["tokens"]) != list(other["tokens"])
+
+
+def test_names_say_nothing_about_types(rows):
+    names = labels_of(rows)
+    counts = Counter(entity for row in rows for entity in entities(row, names))
+    assert {name for _, name in counts} == set(NAMES)
+    expected = sum(counts.values()) / len(NAMES) / len(TYPES)
+    chi_square = sum((counts[kind, name] - expected) ** 2 / expected for kind in TYPES for name in NAMES)
+    # 72 degrees of freedom given the names: 1 in 10,000 is above 125.
+    assert chi_square < 150
+
+
+def test_words_say_nothing_about_the_type_where_there_is_a_picture(rows):
+    """No word but a cue in posts without a picture goes with a type: the best guess by any one word is chance."""
+    names = labels_of(rows)
+    by_word: dict[str, Counter] = {}
+    for row in rows:
+        for kind, _ in entities(row, names) if row["image"] else []:
+            for word in set(row["tokens"]):
+                by_word.setdefault(word, Counter())[kind] += 1
+    for word, kinds in by_word.items():
+        total = sum(kinds.values())
+        if total >= 100:
+            assert max(kinds.values()) / total < 0.25 + 4 * (0.25 * 0.75 / total) ** 0.5, word
+
+
+def test_the_deciding_region_names_the_type(rows):
+    names = labels_of(rows)
+    of_type = {"person": "PER", "child": "PER", "mountain": "LOC", "tree": "LOC"}
+    of_type |= {"office": "ORG", "factory": "ORG", "trophy": "MISC", "guitar": "MISC"}
+    for row in rows:
+        found = entities(row, names)
+        assert len(found) == len(row["deciding_region"])
+        for (kind, _), region in zip(found, row["deciding_region"], strict=True):
+            if row["image"]:
+                assert of_type[row["box_labels"][region]] == kind
+            else:
+                assert region == -1
+        assert all(0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1 for x1, y1, x2, y2 in row["boxes"])
+
+
+def test_left_and_right_are_where_the_text_says(rows):
+    checked = 0
+    for row in rows:
+        if len(row["deciding_region"]) == 2:
+            centers = [sum(row["boxes"][region][::2]) / 2 for region in row["deciding_region"]]
+            first_is_left = row["tokens"].index("left") < row["tokens"].index("right")
+            # The templates name a side before or after its name, but always in the order of the names.
+            assert (centers[0] < centers[1]) == first_is_left
+            checked += 1
+    assert checked > 500
+
+
+def test_pictures_show_what_the_boxes_say(rows):
+    row = next(row for row in rows if row["image"] and row["box_labels"] == ["trophy"])
+    image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
+    x1, y1, x2, y2 = row["boxes"][0]
+    box = image.crop((int(x1 * image.width), int(y1 * image.height), int(x2 * image.width), int(y2 * image.height)))
+
+    def gold(picture):
+        pixels = list(picture.get_flattened_data())
+        return sum(red > 180 and 130 < green < 230 and blue < 110 for red, green, blue in pixels) / len(pixels)
+
+    assert gold(box) > 0.05
+
+
+def test_the_ceiling_is_what_the_posts_give(rows):
+    names = labels_of(rows)
+    told = sum(len(entities(row, names)) for row in rows if row["image"] is None)
+    shown = sum(len(entities(row, names)) for row in rows if row["image"])
+    assert planted_ceiling() == pytest.approx((told + shown / 4) / (told + shown), abs=0.02)
