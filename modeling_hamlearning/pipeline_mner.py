@@ -49,6 +49,8 @@ class MnerPipeline(Pipeline):
         if isinstance(inputs, Iterable) and not isinstance(inputs, str | dict | list | tuple | Iterator):
             # A data set of any library: streamed, as a generator is.
             inputs = (post for post in inputs)
+        if isinstance(inputs, list | tuple) and not inputs:
+            return []
         return super().__call__(inputs, **kwargs)
 
     def draw(self, post: str | dict[str, Any], result: list[dict[str, Any]]) -> Image.Image:

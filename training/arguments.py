@@ -109,20 +109,23 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
         name, equals, value = arguments[place][2:].partition("=")
         given = ([value] if equals else []) + arguments[place + 1 : following]
         # YAML's own reading of a value, as in the file: numbers, true and false, lists, dictionaries.
-        read = [_number(yaml.safe_load(text)) for text in given]
+        read = [yaml.safe_load(text) for text in given]
         key = name.replace("-", "_")
         overrides[key] = True if not read else read[0] if len(read) == 1 else read
         if isinstance(values.get(key), list) and not isinstance(overrides[key], list):
             overrides[key] = [overrides[key]]
     for key, value in overrides.items():
-        merged = isinstance(value, dict) and isinstance(values.get(key), dict)
+        # Another extractor brings options of its own.
+        merged = isinstance(value, dict) and isinstance(values.get(key), dict) and "name" not in value
         values[key] = values[key] | value if merged else value
-    values = {name: _number(value) for name, value in values.items()}
+    values = {name: _read(name, value) for name, value in values.items()}
     return parser.parse_dict(values)
 
 
-def _number(value: Any) -> Any:
-    """YAML reads 3e-5 as a string."""
+def _read(name: str, value: Any) -> Any:
+    """What YAML reads otherwise than people mean: `no` as false, 3e-5 as a string."""
+    if name.endswith("_strategy") and value is False:
+        return "no"
     if isinstance(value, str):
         try:
             return float(value)

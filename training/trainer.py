@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import SequentialSampler
 from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from .metric import MnerMetric
 
@@ -58,6 +61,15 @@ class MnerTrainer(Trainer):
                 **options,
             )
         return self.optimizer
+
+    def _get_eval_sampler(self, eval_dataset):
+        # In the order of the rows: the Trainer would group these by length too, and predictions would slide.
+        return SequentialSampler(eval_dataset)
+
+    def _save(self, output_dir: str | None = None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        # A pickle of the arguments, which nothing reads and which must not go to the Hub; the card has them in words.
+        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
         ids = inputs.pop("ids", None)

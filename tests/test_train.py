@@ -1,0 +1,245 @@
+"""train.py as it is run, on planted posts and tiny stand-ins for the encoders that the configs name."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModel, BertConfig, pipeline
+
+import train
+from training.arguments import parse_arguments
+from training.data import read_conll
+from training.planted import planted_dataset
+from training.trainer import NotFiniteError
+
+from .tiny import tiny_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = [
+    "--text_config", "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}",
+    "--model_config", "{fusion_size: 32, num_iterations: 2, fusion_attention_heads: 2}",
+    "--image_size", "64", "--planted_posts", "[32, 8, 8]", "--per_device_train_batch_size", "4", "--seed", "3",
+    "--logging_steps", "1", "--use_cpu", "--disable_tqdm", "true",
+]  # fmt: skip
+
+
+def run(folder: Path, *arguments: str, config: str = "demo") -> dict:
+    return train.main([f"{ROOT}/configs/{config}.yaml", *SMALL, "--output_dir", str(folder), *arguments])
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "model"
+    results = run(folder, "--do_predict", "--max_steps", "6", "--eval_strategy", "steps", "--eval_steps", "3",
+                  "--save_strategy", "steps", "--save_steps", "3", "--save_total_limit", "5")  # fmt: skip
+    return folder, results
+
+
+def test_a_run_leaves_everything(trained):
+    folder, results = trained
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"model.safetensors", "config.json", "processor_config.json", "tokenizer.json", "README.md"}
+    assert names >= {
+        "curves.png",
+        "trainer_state.json",
+        "all_results.json",
+        "predictions.txt",
+        "modeling_hamlearning.py",
+    }
+    assert {"eval_f1", "eval_f1_strict", "test_f1", "train_loss"} <= set(results)
+    assert json.loads((folder / "all_results.json").read_text())["test_gold_total"] > 0
+    assert Image.open(folder / "curves.png").width > 500
+    assert not [name for name in names if name.endswith((".bin", ".pkl"))]
+
+
+def test_the_predictions_file_has_every_word(trained):
+    folder, _ = trained
+    test = planted_dataset(8, 2)
+    posts = (folder / "predictions.txt").read_text(encoding="utf-8").split("IMGID:")[1:]
+    assert len(posts) == 8
+    for row, post in zip(test, posts, strict=True):
+        name, *lines = post.rstrip("\n").split("\n")
+        assert name == row["id"] and [line.split("\t")[0] for line in lines] == row["tokens"]
+        assert all(len(line.split("\t")) == 3 for line in lines)
+
+
+def test_the_card_is_whole(trained):
+    folder, results = trained
+    card = ModelCard.load(folder / "README.md")
+    card.data.to_yaml()
+    assert card.data.library_name == "transformers" and "mner" in card.data.tags
+    values = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert values == {
+        "F1 (default seqeval)": round(results["eval_f1"], 4),
+        "F1 (strict IOB2)": round(results["eval_f1_strict"], 4),
+    }
+    assert "$" not in card.text and 'pipeline("mner"' in card.text and "LOC, MISC, ORG, PER" in card.text
+
+
+@pytest.mark.parametrize("where", ["", "checkpoint-3"])
+def test_the_folder_and_its_checkpoints_load_as_a_pipeline(trained, where):
+    ner = pipeline("mner", model=str(trained[0] / where), trust_remote_code=True)
+    assert ner("everybody talks about Jordan tonight") is not None
+
+
+def test_resumed_training_ends_where_uninterrupted_training_ends(trained, tmp_path):
+    folder, _ = trained
+    steps = ("--max_steps", "6", "--eval_strategy", "no", "--save_strategy", "no")
+    results = run(tmp_path, *steps, "--resume_from_checkpoint", str(folder / "checkpoint-3"))
+    assert results["train_runtime"] >= 0
+    expected, actual = weights(folder), weights(tmp_path)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    halfway = weights(folder / "checkpoint-3")
+    assert not all(torch.equal(halfway[name], expected[name]) for name in expected)
+
+
+def test_a_seed_gives_the_same_weights_and_another_does_not(tmp_path):
+    steps = ("--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no")
+    for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
+        run(tmp_path / name, *steps, "--seed", seed)
+    a, b, c = (weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not all(torch.equal(a[name], c[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory):
+    """A tiny pretrained text encoder in a folder, and posts in CoNLL form with pictures."""
+    folder = tmp_path_factory.mktemp("stand_ins")
+    tokenizer = tiny_tokenizer("bert")
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                        intermediate_size=32, max_position_embeddings=64)  # fmt: skip
+    AutoModel.from_config(config).save_pretrained(folder / "text")
+    tokenizer.save_pretrained(folder / "text")
+    (folder / "data" / "images").mkdir(parents=True)
+    for name in ("train", "valid"):
+        lines = []
+        for place in range(8):
+            lines += [f"IMGID:{name}{place}", "Jordan\tB-PER", "in\tO", "New\tB-LOC", "York\tI-LOC", ""]
+            if place:
+                Image.effect_noise((50, 40), 90).convert("RGB").save(folder / "data" / "images" / f"{name}{place}.jpg")
+        (folder / "data" / f"{name}.txt").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize("config", ["paper", "modern", "demo"])
+def test_two_steps_of_every_config(config, stand_ins, tmp_path, caplog):
+    arguments = ["--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no", "--bf16", "false"]
+    arguments += ["--vision", "resnet10t", "--vision_pretrained", "false"]
+    if config != "demo":
+        arguments += ["--text", str(stand_ins / "text"), "--data_path", str(stand_ins / "data")]
+        arguments += ["--region_config", "{name: grid}"]
+    results = run(tmp_path, *arguments, config=config)
+    assert results["train_loss"] > 0 and results["eval_gold_total"] > 0
+    assert (tmp_path / "model.safetensors").is_file()
+    if config != "demo":
+        assert "1 of 8 posts have no readable image" in caplog.text and "train0 (no file)" in caplog.text
+
+
+@pytest.mark.parametrize("change", ["random text", "frozen vision", "text alone", "early stopping"])
+def test_ways_to_train(change, stand_ins, tmp_path):
+    arguments = {
+        "random text": ["--text_pretrained", "false"],
+        "frozen vision": ["--freeze_vision", "true"],
+        "text alone": ["--use_images", "false"],
+        "early stopping": ["--early_stopping_patience", "1", "--load_best_model_at_end", "true", "--max_steps", "4",
+                           "--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1"],
+    }[change]  # fmt: skip
+    base = ["--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no", "--vision", "resnet10t"]
+    base += [
+        "--text",
+        str(stand_ins / "text"),
+        "--data_path",
+        str(stand_ins / "data"),
+        "--region_config",
+        "{name: grid}",
+    ]
+    run(tmp_path, *base, *arguments)
+    saved = weights(tmp_path)
+    assert any("image_side" in name for name in saved) == (change != "text alone")
+
+
+def test_learning_rates_by_part():
+    model, _, arguments = parse_arguments(
+        ["--learning_rate", "1e-5", "--head_learning_rate=1e-3", "--output_dir", "/tmp/x"]
+    )
+    assert (arguments.learning_rate, arguments.head_learning_rate, arguments.vision_learning_rate) == (
+        1e-5,
+        1e-3,
+        None,
+    )
+    trainer = train.MnerTrainer.__new__(train.MnerTrainer)
+    from .modeling.tiny_model import tiny_model
+
+    trainer.args, trainer.model, trainer.optimizer, trainer.optimizer_cls_and_kwargs = (
+        arguments,
+        tiny_model(),
+        None,
+        None,
+    )
+    rates = {}
+    for group in trainer.create_optimizer().param_groups:
+        for parameter in group["params"]:
+            rates[parameter] = (group["lr"], group["weight_decay"])
+    for name, parameter in trainer.model.named_parameters():
+        expected = 1e-5 if "encoder" in name and "semantic" not in name else 1e-3
+        assert rates[parameter][0] == expected, name
+
+
+def test_the_command_line_goes_over_the_file(tmp_path):
+    (tmp_path / "a.yaml").write_text("text: x\nlearning_rate: 3e-5\nmodel_config: {fusion_size: 64, use_crf: true}\n")
+    model, data, training = parse_arguments(
+        [str(tmp_path / "a.yaml"), "--model_config", "{use_crf: false}", "--max_train_samples", "5", "--do_eval"]
+    )
+    assert model.text == "x" and model.model_config == {"fusion_size": 64, "use_crf": False}
+    assert training.learning_rate == 3e-5 and data.max_train_samples == 5 and training.do_eval is True
+    with pytest.raises(ValueError, match="no_such"):
+        parse_arguments(["--no_such", "1"])
+    with pytest.raises(ValueError, match="there is no config"):
+        parse_arguments(["nowhere.yaml"])
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_posts(tmp_path, monkeypatch):
+    forward = train.HamLearningForTokenClassification.forward
+
+    def poisoned(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        return output if output.loss is None else type(output)(**{**output, "loss": output.loss * float("nan")})
+
+    monkeypatch.setattr(train.HamLearningForTokenClassification, "forward", poisoned)
+    with pytest.raises(NotFiniteError, match=r"loss of step 1 is not finite; its posts: demo-0-\d+, demo-0-"):
+        run(tmp_path, "--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no")
+
+
+def test_accelerate_launch(tmp_path):
+    command = [
+        Path(sys.executable).with_name("accelerate"),
+        "launch",
+        "--cpu",
+        "train.py",
+        "configs/demo.yaml",
+        *SMALL,
+    ]
+    command += ["--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no", "--output_dir", str(tmp_path)]
+    subprocess.run([str(part) for part in command], cwd=ROOT, check=True, capture_output=True)
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_conll_predictions_can_be_read_again(trained, tmp_path):
+    """The predictions file with its gold column cut is the field's own form."""
+    lines = (trained[0] / "predictions.txt").read_text(encoding="utf-8").split("\n")
+    kept = [line if line.startswith("IMGID:") or not line else "\t".join(line.split("\t")[::2]) for line in lines]
+    (tmp_path / "again.txt").write_text("\n".join(kept), encoding="utf-8")
+    assert len(read_conll(tmp_path / "again.txt")) == 8
