@@ -10,7 +10,7 @@ from pathlib import Path
 import timm
 import transformers
 from datasets import DatasetDict
-from transformers import AutoConfig, AutoTokenizer, BertConfig, EarlyStoppingCallback, set_seed
+from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_hamlearning import HamLearningConfig, HamLearningForTokenClassification
@@ -94,9 +94,10 @@ def build(
         regions = data["train"]["box_labels"] if "box_labels" in data["train"].column_names else []
         named = (word for of_post in regions for label in of_post or [] for word in label.split())
         tokenizer = build_tokenizer([*words, *named], **arguments.tokenizer_config)
-        text_config = BertConfig(
-            vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **arguments.text_config
-        )
+        special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "cls_token_id", "sep_token_id")}
+        special |= {"bos_token_id": special["cls_token_id"], "eos_token_id": special["sep_token_id"]}
+        shape = {"model_type": "bert"} | arguments.text_config
+        text_config = AutoConfig.for_model(shape.pop("model_type"), vocab_size=len(tokenizer), **special, **shape)
         tokenizer.model_max_length = text_config.max_position_embeddings
     else:
         folder = str(Path(arguments.text).parent) if arguments.text.endswith(".safetensors") else arguments.text

@@ -363,8 +363,7 @@ class HamLearningImageSide(nn.Module):
         self.config = config
         self.narrow = nn.Linear(config.text_config.hidden_size, config.fusion_size)
         self.visual = HamLearningVisual(config, num_channels)
-        if config.use_global or config.use_objects or config.use_spatial:
-            self.geometry = HamLearningGeometry(config)
+        self.geometry = HamLearningGeometry(config)
         if config.use_spatial:
             self.spatial = HamLearningSpatialEncoder(config)
         if config.use_semantic:
@@ -389,21 +388,20 @@ class HamLearningImageSide(nn.Module):
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """Stage 1: each level's memory (P, M_level, d) and its mask."""
         cells, cell_boxes, regions = self.visual(feature_map, region_boxes)
+        # Every token says where it lies, so that words which name a place find it at each level.
+        where = self.geometry(region_boxes)
+        objects = regions + where
         memories = {}
         if self.config.use_global:
             everywhere = torch.ones(cells.shape[:2], dtype=torch.bool, device=cells.device)
             memories["global"] = cells + self.geometry(cell_boxes), everywhere
-        if self.config.use_objects or self.config.use_spatial:
-            objects = regions + self.geometry(region_boxes)
         if self.config.use_objects:
             memories["object"] = objects, region_mask
         if self.config.use_spatial:
             memories["spatial"] = self.spatial(objects, region_boxes, image_sizes, region_mask), region_mask
         if self.config.use_semantic:
-            memories["semantic"] = (
-                self.semantic(regions, label_embeddings, label_mask, cells, region_mask),
-                region_mask,
-            )
+            meaning = self.semantic(regions, label_embeddings, label_mask, cells, region_mask)
+            memories["semantic"] = meaning + where, region_mask
         return memories
 
     def forward(

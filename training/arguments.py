@@ -19,7 +19,10 @@ class ModelArguments:
     tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer, if it is not the text encoder's own."})
     text_pretrained: bool = field(default=True, metadata={"help": "False: the encoder's shape with random weights."})
     text_config: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "For text: from_scratch: the shape of a small BERT."}
+        default_factory=dict,
+        metadata={
+            "help": "For text: from_scratch: the shape of a small encoder: model_type (bert if unset), hidden_size …."
+        },
     )
     tokenizer_config: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "For text: from_scratch: kind (word, char), min_count, lowercase."}
@@ -94,6 +97,8 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
         ValueError: a name that no argument has.
     """
     parser = HfArgumentParser((ModelArguments, DataArguments, MnerTrainingArguments))
+    if "--help" in arguments or "-h" in arguments:
+        parser.parse_args(["--help"])
     values: dict[str, Any] = {}
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         path = Path(arguments[0])
