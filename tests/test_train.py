@@ -205,6 +205,7 @@ def test_the_command_line_goes_over_the_file(tmp_path):
     )
     assert model.text == "x" and model.model_config == {"fusion_size": 64, "use_crf": False}
     assert training.learning_rate == 3e-5 and data.max_train_samples == 5 and training.do_eval is True
+    assert parse_arguments([str(tmp_path / "a.yaml")])[0].text == "x"
     with pytest.raises(ValueError, match="no_such"):
         parse_arguments(["--no_such", "1"])
     with pytest.raises(ValueError, match="there is no config"):

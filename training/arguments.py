@@ -110,7 +110,7 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     places = [place for place, argument in enumerate(arguments) if argument.startswith("--")]
     if arguments and (not places or places[0] != 0):
         raise ValueError(f"{arguments[0]!r}: a config.yaml comes first, then --name value")
-    for place, following in zip(places, [*places[1:], len(arguments)], strict=True):
+    for place, following in zip(places, [*places[1:], len(arguments)], strict=False):
         name, equals, value = arguments[place][2:].partition("=")
         given = ([value] if equals else []) + arguments[place + 1 : following]
         # YAML's own reading of a value, as in the file: numbers, true and false, lists, dictionaries.

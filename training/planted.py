@@ -202,9 +202,7 @@ def render(post: Post, generator: random.Random) -> bytes | None:
 # Posts
 
 
-def _write(
-    generator: random.Random, template: str, entities: list[tuple[str, str]], **words: str
-) -> tuple[list[str], list[str]]:
+def _write(generator: random.Random, template: str, entities: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
     """Tokens and labels of a template whose {a} and {b} are the entities (name, type), with something around it."""
     places = dict(zip(("{a}", "{b}"), entities, strict=False))
     tokens, labels = [], []
