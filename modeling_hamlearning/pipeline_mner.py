@@ -161,7 +161,9 @@ class MnerPipeline(Pipeline):
             post = tagged["posts"][place]
             start, end = post["offsets"][first][0], post["offsets"][last][1]
             regions = self._regions(tagged, place, first, last)
-            best = max(regions, key=lambda region: region["attention"], default=None)
+            # A model whose levels know no regions attends none.
+            attended = [region for region in regions if region["attention"] > 0]
+            best = max(attended, key=lambda region: region["attention"], default=None)
             entity = {
                 "entity_group": self.model.config.id2label[begin].partition("-")[2],
                 "score": score,

@@ -29,9 +29,9 @@ from processors import ImageError, load_image
 logger = logging.getLogger(__name__)
 
 SPLIT_FILES = {
-    "train": ("train.txt",),
-    "validation": ("valid.txt", "dev.txt", "validation.txt"),
-    "test": ("test.txt",),
+    "train": ("train.txt", "train.jsonl"),
+    "validation": ("valid.txt", "dev.txt", "validation.txt", "valid.jsonl", "dev.jsonl"),
+    "test": ("test.txt", "test.jsonl"),
 }
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", "")
 IDS_LISTED = 50
@@ -79,6 +79,33 @@ def read_conll(path: str | Path) -> list[dict]:
     return posts
 
 
+def read_jsonl(path: str | Path) -> list[dict]:
+    """Posts of a JSONL file with `id`, `tokens`, `labels` (or `ner_tags` as strings) and maybe `image`, its file's name."""
+    posts = []
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+            post = {"id": str(row["id"]), "tokens": row["tokens"], "labels": row.get("labels", row.get("ner_tags"))}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{where}: wants an object with id, tokens and labels: {error!r}") from error
+        for field in ("tokens", "labels"):
+            if not isinstance(post[field], list) or not all(isinstance(item, str) for item in post[field]):
+                raise DataError(f"{where}, field {field}: a list of strings is wanted")
+        if len(post["tokens"]) != len(post["labels"]):
+            raise DataError(f"{where}: {len(post['tokens'])} tokens but {len(post['labels'])} labels")
+        for label in post["labels"]:
+            _check_label(label, where)
+        if isinstance(row.get("image"), str):
+            post["image"] = row["image"]
+        posts.append(post)
+    if not posts:
+        raise DataError(f"{path}: has no posts")
+    return posts
+
+
 def _word_and_label(line: str, where: str) -> tuple[str, str]:
     separator = "\t" if "\t" in line else " "
     word, _, label = line.rstrip(" \t").rpartition(separator)
@@ -87,9 +114,37 @@ def _word_and_label(line: str, where: str) -> tuple[str, str]:
         raise DataError(f"{where}: {line!r:.60} has no label; a word, a tab or a blank, and a label are wanted")
     if "\t" in word:
         raise DataError(f"{where}: {line!r:.60} has {line.count(chr(9)) + 1} fields; a word and a label are wanted")
+    _check_label(label, where)
+    return word, label
+
+
+def _check_label(label: str, where: str):
     if label != "O" and not (label[:2] in ("B-", "I-") and len(label) > 2):
         raise DataError(f"{where}: label {label!r} is not O, B-TYPE or I-TYPE")
-    return word, label
+
+
+def find_splits(path: Path) -> dict[str, Path]:
+    """Files of the splits: the file itself, as train, or those of a folder."""
+    if path.is_file():
+        return {"train": path}
+    found = [(split, path / name) for split, names in SPLIT_FILES.items() for name in names]
+    return {split: file for split, file in found if file.is_file()}
+
+
+def read_splits(text: str | Path) -> tuple[dict[str, list[dict]], dict[str, Path]]:
+    """Posts of every split of a CoNLL or JSONL file, or of a folder of such files; and the files.
+
+    Raises:
+        DataError: when there are none.
+    """
+    files = find_splits(Path(text))
+    if not files:
+        raise DataError(
+            f"{text}: there is no such file, and no folder with train.txt, valid.txt (dev.txt) or test.txt"
+        )
+    return {
+        split: (read_jsonl if file.suffix == ".jsonl" else read_conll)(file) for split, file in files.items()
+    }, files
 
 
 def sha256(path: str | Path) -> str:
@@ -130,11 +185,10 @@ def read_regions(path: Path) -> dict[str, dict]:
     return regions
 
 
-def conll_dataset(
-    files: dict[str, str | Path], image_dir: str | Path | None = None, regions_file: str | Path | None = None
+def dataset_of_posts(
+    posts: dict[str, list[dict]], image_dir: str | Path | None = None, regions_file: str | Path | None = None
 ) -> DatasetDict:
-    """Data set of CoNLL files, one a split. A post whose image is missing or unreadable is kept without one and logged."""
-    posts = {split: read_conll(path) for split, path in files.items()}
+    """Data set of read posts, by split. A post whose image is missing or unreadable is kept without one and logged."""
     names = label_names(label for of_split in posts.values() for post in of_split for label in post["labels"])
     image_dir = Path(image_dir) if image_dir else None
     regions = read_regions(Path(regions_file)) if regions_file else {}
@@ -144,7 +198,7 @@ def conll_dataset(
         columns: dict[str, list] = {name: [] for name in names_of_columns}
         missing = []
         for post in tqdm(of_split, desc=f"{split}: images", disable=image_dir is None):
-            path = find_image(image_dir, post["id"]) if image_dir else None
+            path = find_image(image_dir, post.get("image") or post["id"]) if image_dir else None
             problem = _problem(path)
             if image_dir and problem:
                 missing.append(f"{post['id']} ({problem})")
@@ -210,20 +264,15 @@ def load_splits(
         DataError: when there is no such data, or a column is missing.
     """
     path = Path(data_path)
-    files = {}
-    if path.is_file():
-        files, folder = {"train": path}, path.parent
-    elif path.is_dir():
-        folder = path
-        found = [(split, folder / name) for split, names in SPLIT_FILES.items() for name in names]
-        files = {split: file for split, file in found if file.is_file()}
+    files = find_splits(path) if path.exists() else {}
+    folder = path.parent if path.is_file() else path
     if files:
         image_dir = image_dir or (str(folder / "images") if (folder / "images").is_dir() else None)
         if image_dir and not Path(image_dir).is_dir():
             raise DataError(f"image_dir: there is no folder {image_dir}")
         beside = folder / "regions.jsonl"
         regions_file = regions_file or (str(beside) if beside.is_file() else None)
-        data = conll_dataset(files, image_dir, regions_file)
+        data = dataset_of_posts(read_splits(path)[0], image_dir, regions_file)
         return data, {split: sha256(file) for split, file in files.items()}
     if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
         data = load_from_disk(str(path))

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from datasets import load_dataset
+from huggingface_hub import DatasetCard
+from PIL import Image
+
+from hub_scripts import prepare_dataset
+from hub_scripts.prepare_dataset import count_orphans, main
+from training.data import DataError, read_conll
+
+REAL = os.environ.get("HAMLEARNING_DATA")
+needs_data = pytest.mark.skipif(not REAL, reason="HAMLEARNING_DATA names no folder with the real posts")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """Twelve posts with pictures in two splits; one picture is missing, one is broken; one orphan tag."""
+    (tmp_path / "raw" / "images").mkdir(parents=True)
+    for split, count in (("train", 9), ("valid", 3)):
+        lines = []
+        for place in range(count):
+            tag = "I-LOC" if place == 2 else "B-LOC"
+            lines += [f"IMGID:{split}{place}", "Jordan\tB-PER", "in\tO", f"York\t{tag}", ""]
+            if place != 1:
+                Image.effect_noise((40 + place, 30), 90).convert("RGB").save(
+                    tmp_path / f"raw/images/{split}{place}.jpg"
+                )
+        (tmp_path / "raw" / f"{split}.txt").write_text("\n".join(lines))
+    (tmp_path / "raw/images/train3.jpg").write_text("<html>")
+    return tmp_path / "raw"
+
+
+def arguments(raw: Path, output: Path, *more: str) -> list[str]:
+    return ["--text", str(raw), "--images", str(raw / "images"), "--output", str(output), *more]
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Of every file; the card without the data set's own name, which is the folder's."""
+    contents = {path.name: path.read_bytes() for path in sorted(folder.glob("data/*.parquet"))}
+    contents["README.md"] = (folder / "README.md").read_bytes().replace(f"# {folder.name}\n".encode(), b"")
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+
+
+def test_a_prepared_data_set_loads_with_its_images_and_regions(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_dataset, "ROWS_A_SHARD", 4)
+    output = main(arguments(raw, tmp_path / "out", "--regions", "{name: grid, rows: 1, columns: 2}"))
+    data = load_dataset(str(output), cache_dir=str(tmp_path / "cache"))
+    assert {split: len(rows) for split, rows in data.items()} == {"train": 9, "validation": 3}
+    posts = read_conll(raw / "train.txt")
+    names = data["train"].features["ner_tags"].feature.names
+    for row, post in zip(data["train"], posts, strict=True):
+        assert (row["id"], row["tokens"]) == (post["id"], post["tokens"])
+        assert [names[label] for label in row["ner_tags"]] == post["labels"], "labels stay as the file has them"
+        if row["id"] in ("train1", "train3"):
+            assert row["image"] is None and row["boxes"] == []
+        else:
+            assert row["boxes"] == [[0, 0, 0.5, 1], [0.5, 0, 1, 1]]
+    stored = data["train"].cast_column("image", prepare_dataset.row_features(names, True)["image"])[0]["image"][
+        "bytes"
+    ]
+    assert stored == (raw / "images/train0.jpg").read_bytes()
+
+
+def test_the_card_counts(raw, tmp_path):
+    output = main(arguments(raw, tmp_path / "out"))
+    card = DatasetCard.load(output / "README.md")
+    assert card.data.tags and [file["split"] for file in card.data.configs[0]["data_files"]] == ["train", "validation"]
+    assert "| train | 9 | 27 | 18 | 9 | 9 | 1 |" in card.text
+    assert hashlib.sha256((raw / "valid.txt").read_bytes()).hexdigest() in card.text
+    assert re.search(r"train: 2: train1 \(no file\), train3 \(is not a picture", card.text)
+
+
+def test_twice_gives_the_same_bytes(raw, tmp_path):
+    first, second = (main(arguments(raw, tmp_path / name, "--regions", "grid")) for name in ("out1", "out2"))
+    assert hashes(first).values() and list(hashes(first).values()) == list(hashes(second).values())
+
+
+def test_killed_at_any_point_it_goes_on(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_dataset, "ROWS_A_SHARD", 2)
+    expected = hashes(main(arguments(raw, tmp_path / "whole")))
+    calls = {"count": 0, "stop_at": 0}
+    write = prepare_dataset.Dataset.to_parquet
+
+    class Killed(BaseException):
+        """Stands for a kill: nothing catches it."""
+
+    def dying(self, path, *args, **kwargs):
+        calls["count"] += 1
+        result = write(self, path, *args, **kwargs)
+        if calls["count"] == calls["stop_at"]:
+            Path(path).write_bytes(Path(path).read_bytes()[:50])  # half a shard, under its unfinished name
+            raise Killed
+        return result
+
+    monkeypatch.setattr(prepare_dataset.Dataset, "to_parquet", dying)
+    for stop_at in range(1, 8):
+        output = tmp_path / f"killed{stop_at}"
+        calls.update(count=0, stop_at=stop_at)
+        with pytest.raises(Killed):
+            main(arguments(raw, output))
+        calls.update(count=0, stop_at=0)
+        assert list(hashes(main(arguments(raw, output))).values()) == list(expected.values())
+        assert calls["count"] == 7 - (stop_at - 1), "finished shards are not made again"
+
+
+@pytest.mark.slow
+def test_a_real_kill(raw, tmp_path):
+    command = [sys.executable, "-m", "hub_scripts.prepare_dataset", *arguments(raw, tmp_path / "out")]
+    for delay in (2, 4, 6):
+        process = subprocess.Popen(command, cwd=ROOT)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, cwd=ROOT, check=True)
+    expected = main(arguments(raw, tmp_path / "whole"))
+    assert list(hashes(tmp_path / "out").values()) == list(hashes(expected).values())
+
+
+def test_jsonl_and_given_regions(raw, tmp_path):
+    posts = [
+        {"id": "a", "tokens": ["Jordan"], "labels": ["B-PER"], "image": "train0"},
+        {"id": "b", "tokens": [], "labels": []},
+    ]
+    (tmp_path / "posts.jsonl").write_text("\n".join(map(json.dumps, posts)))
+    regions = {"id": "a", "boxes": [[0, 0, 1, 0.5]], "box_labels": ["person"], "box_scores": [0.5]}
+    (tmp_path / "regions.jsonl").write_text(json.dumps(regions))
+    output = main(["--text", str(tmp_path / "posts.jsonl"), "--images", str(raw / "images"), "--output", str(tmp_path / "out"),
+                   "--regions", str(tmp_path / "regions.jsonl")])  # fmt: skip
+    rows = load_dataset(str(output), cache_dir=str(tmp_path / "cache"))["train"]
+    assert rows[0]["box_labels"] == ["person"] and rows[0]["image"].size == (40, 30) and rows[1]["image"] is None
+
+
+def test_wrong_calls_are_named(raw, tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        main(["--text", str(tmp_path / "nothing"), "--output", str(tmp_path / "out")])
+    with pytest.raises(DataError, match="there is no folder"):
+        main(["--text", str(raw), "--images", str(tmp_path / "nothing"), "--output", str(tmp_path / "out")])
+    main(arguments(raw, tmp_path / "out"))
+    with pytest.raises(DataError, match="other files or settings"):
+        main(arguments(raw, tmp_path / "out", "--regions", "grid"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "diary.txt").write_text("mine")
+    with pytest.raises(DataError, match="is not empty"):
+        main(arguments(raw, tmp_path / "full"))
+    (tmp_path / "bad.jsonl").write_text('{"id": "a", "tokens": ["x"], "labels": []}')
+    with pytest.raises(DataError, match="line 1: 1 tokens but 0 labels"):
+        main(["--text", str(tmp_path / "bad.jsonl"), "--output", str(tmp_path / "out2")])
+
+
+def test_orphans():
+    assert count_orphans([["I-A", "I-A", "B-B", "I-A", "O", "I-B"], ["B-A", "I-A"]]) == 3
+
+
+COUNTS = {
+    "twitter2015": ["train | 4,000 | 64,439 | 6,352", "validation | 1,000 | 16,178 | 1,594", "186 |", "53 |"],
+    "twitter2017": ["train | 3,373 | 53,007 | 6,049", "validation | 723 | 11,309 | 1,324"],
+    "paintings": ["train | 950 | 266,192 | 26,080", "validation | 119 | 32,304 | 3,204", "142 |", "train: 4:"],
+    "tweets20": ["train | 20 | 331 |"],
+}
+
+
+@needs_data
+@pytest.mark.parametrize("name", COUNTS)
+def test_the_real_sets_have_their_known_counts(name, tmp_path):
+    source = Path(REAL, name)
+    text = source / "posts.txt" if name == "tweets20" else source
+    images = ["--images", str(source / "images")] if (source / "images").is_dir() else []
+    regions = ["--regions", str(source / "regions.jsonl")] if name == "tweets20" else []
+    folders = [
+        main(["--text", str(text), "--output", str(tmp_path / out), *images, *regions])
+        for out in (("once", "again") if name == "tweets20" else ("once",))
+    ]
+    card = (folders[0] / "README.md").read_text(encoding="utf-8")
+    assert all(count in card for count in COUNTS[name])
+    assert len({tuple(hashes(folder).values()) for folder in folders}) == 1
