@@ -8,12 +8,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 # Okabe and Ito's palette: told apart by colour-blind readers, dark enough on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#56B4E9", "#6A3D9A", "#555555")
+USUAL_TYPES = ("PER", "LOC", "ORG", "MISC")
 MARGIN, FONT_SIZE, MIN_WIDTH, BAR_WIDTH = 16, 18, 480, 120
 
 
 def color_of(entity_group: str, entity_groups: list[str]) -> str:
-    """The colour of a type among all types of the picture."""
-    return COLORS[sorted(entity_groups).index(entity_group) % len(COLORS)]
+    """The colour of a type: the field's four have their own, others one among all types of the picture."""
+    if entity_group in USUAL_TYPES:
+        return COLORS[USUAL_TYPES.index(entity_group)]
+    others = [group for group in sorted(entity_groups) if group not in USUAL_TYPES]
+    return COLORS[(len(USUAL_TYPES) + others.index(entity_group)) % len(COLORS)]
 
 
 def draw(text: str, image: Image.Image | None, entities: list[dict[str, Any]]) -> Image.Image:
