@@ -1,0 +1,260 @@
+"""The real client against a server on loopback, and ten faults that the verification must find."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, pipeline
+
+import processors
+from hub_scripts.push_to_hub import build_repo
+from hub_scripts.verify_repo import verify
+from training.card import write_card
+
+from ..modeling.tiny_model import LABELS, tiny_model
+from ..tiny import tiny_tokenizer
+from .hub_server import TOKEN, HubServer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    """What train.py leaves, of a tiny model."""
+    folder = tmp_path_factory.mktemp("trained") / "tiny"
+    tokenizer = tiny_tokenizer("bert")
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                        intermediate_size=32, max_position_embeddings=64)  # fmt: skip
+    tiny_model(text_config=config).save_pretrained(folder)
+    image_processor = processors.HamLearningImageProcessor(size={"height": 64, "width": 64})
+    processors.HamLearningProcessor(tokenizer=tokenizer, image_processor=image_processor).save_pretrained(folder)
+    write_card(folder, "tiny", "planted", {}, {}, {"seed": 0}, LABELS, [])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def repo(model_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("repo") / "repo"
+    build_repo(model_dir, folder, "user/tiny")
+    return folder
+
+
+@pytest.fixture
+def copy(repo, tmp_path):
+    return Path(shutil.copytree(repo, tmp_path / "copy"))
+
+
+def failed(folder) -> dict[str, str]:
+    return {name: problem for name, problem in verify(str(folder)) if problem is not None}
+
+
+def test_a_whole_repo_passes(repo):
+    assert failed(repo) == {}
+
+
+def edit_json(path: Path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_weights(folder: Path, change):
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def fault_missing_helper(folder):
+    (folder / "relations.py").unlink()
+
+
+def fault_missing_processor_helper(folder):
+    (folder / "word_splitting.py").unlink()
+
+
+def fault_pickle(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+
+
+def fault_changed_weight(folder):
+    edit_weights(folder, lambda weights: weights["classifier.bias"].add_(torch.arange(5.0)))
+
+
+def fault_missing_weight(folder):
+    edit_weights(folder, lambda weights: weights.pop("classifier.weight"))
+
+
+def fault_cut_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def fault_card(folder):
+    (folder / "README.md").write_text("---\nlibrary_name: [unclosed\n---\n# x\n")
+
+
+def fault_card_tags(folder):
+    card = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(card.replace("- mner\n", ""))
+
+
+def fault_absolute_path(folder):
+    edit_json(folder / "config.json", _name_or_path="/home/me/models/secret")
+
+
+def fault_unsaved_buffer(folder):
+    path = folder / "crf.py"
+    path.write_text(
+        path.read_text().replace(
+            "register_buffer(name, constraint)", "register_buffer(name, constraint, persistent=False)"
+        )
+    )
+
+
+def fault_import_of_ours(folder):
+    path = folder / "modeling_hamlearning.py"
+    path.write_text(path.read_text().replace("from .relations import", "from modeling_hamlearning.relations import"))
+
+
+def fault_no_processor(folder):
+    (folder / "processor_config.json").unlink()
+
+
+FAULTS = {
+    fault_missing_helper: "every imported file",
+    fault_missing_processor_helper: "every imported file",
+    fault_pickle: "no pickle",
+    fault_changed_weight: "same outputs as when pushed",
+    fault_missing_weight: "head loads and runs",
+    fault_cut_weights: "weights are whole",
+    fault_card: "card metadata",
+    fault_card_tags: "card metadata",
+    fault_absolute_path: "no absolute path",
+    fault_unsaved_buffer: "head loads and runs",
+    fault_import_of_ours: "head loads and runs",
+    fault_no_processor: "every needed file",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_every_planted_fault_is_found(fault, copy):
+    fault(copy)
+    assert FAULTS[fault] in failed(copy)
+
+
+@pytest.fixture
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+def run(hub: HubServer, scratch: Path, *command: str, token: str | None = TOKEN, check: bool = True, cwd: Path = ROOT):
+    """A command in a process of its own, with an empty cache and this Hub."""
+    environment = {"PATH": os.environ["PATH"], "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HOME": str(scratch / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    if token:
+        environment["HF_TOKEN"] = token
+    return subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=environment, check=check, capture_output=True, text=True
+    )
+
+
+STRANGER = """
+import json, sys
+from transformers import AutoModelForTokenClassification, pipeline
+options = {"trust_remote_code": True} | ({"revision": sys.argv[2]} if len(sys.argv) > 2 else {})
+model = AutoModelForTokenClassification.from_pretrained(sys.argv[1], **options)
+ner = pipeline("mner", model=sys.argv[1], **options)
+assert not {"modeling_hamlearning", "processors"} & set(sys.modules)
+print(json.dumps(ner("New York Knicks' game #NBA @joe")))
+"""
+
+
+def test_push_load_verify_and_a_pinned_revision(hub, model_dir, repo, tmp_path):
+    push = ("-m", "hub_scripts.push_to_hub", str(model_dir), "user/tiny")
+    assert "pushed:" in run(hub, tmp_path / "a", *push).stdout
+    first = hub.repos["model", "user/tiny"].commits[-1][0]
+    assert set(hub.repos["model", "user/tiny"].commits[-1][1]) == {
+        path.name for path in repo.iterdir() if path.is_file()
+    }
+
+    (tmp_path / "stranger.py").write_text(STRANGER)
+    tagged = run(hub, tmp_path / "b", "stranger.py", "user/tiny", token=None, cwd=tmp_path).stdout
+    expected = pipeline("mner", model=str(repo), trust_remote_code=True)("New York Knicks' game #NBA @joe")
+    assert json.loads(tagged.splitlines()[-1]) == json.loads(json.dumps(expected))
+
+    verified = run(hub, tmp_path / "c", "-m", "hub_scripts.verify_repo", "user/tiny", token=None)
+    assert "FAILED" not in verified.stdout and verified.stdout.count("ok ") >= 12
+
+    # A later commit with other weights changes main and not the pinned revision.
+    files = dict(hub.repos["model", "user/tiny"].commits[-1][1])
+    save_file(load_file(repo / "model.safetensors") | {"classifier.bias": torch.arange(5.0)}, tmp_path / "new.safetensors",
+              metadata={"format": "pt"})  # fmt: skip
+    files["model.safetensors"] = (tmp_path / "new.safetensors").read_bytes()
+    hub.repos["model", "user/tiny"].commits.append(("f" * 40, files))
+    pinned = run(hub, tmp_path / "d", "stranger.py", "user/tiny", first, token=None, cwd=tmp_path).stdout
+    moved = run(hub, tmp_path / "e", "stranger.py", "user/tiny", token=None, cwd=tmp_path).stdout
+    assert pinned == tagged and moved != tagged
+
+
+def test_a_private_repo_needs_a_token(hub, model_dir, tmp_path):
+    run(hub, tmp_path / "a", "-m", "hub_scripts.push_to_hub", str(model_dir), "user/hidden", "--private")
+    assert hub.repos["model", "user/hidden"].private
+    refused = run(hub, tmp_path / "b", "-m", "hub_scripts.verify_repo", "user/hidden", token=None, check=False)
+    assert refused.returncode != 0 and "RepositoryNotFoundError" in refused.stderr
+    assert "FAILED" not in run(hub, tmp_path / "c", "-m", "hub_scripts.verify_repo", "user/hidden").stdout
+
+
+@pytest.mark.parametrize("fault", ["drop", 503])
+def test_an_upload_that_fails_once_is_tried_again(hub, model_dir, tmp_path, fault):
+    hub.fault = ["PUT", "/lfs/", fault, 1]
+    assert "pushed:" in run(hub, tmp_path, "-m", "hub_scripts.push_to_hub", str(model_dir), "user/tiny").stdout
+    assert sum(request.startswith("PUT") for request in hub.requests) > 1
+    assert "model.safetensors" in hub.repos["model", "user/tiny"].commits[-1][1]
+
+
+def test_a_server_that_stays_broken_is_named_and_nothing_is_half_pushed(hub, model_dir, tmp_path):
+    hub.fault = ["POST", "/commit/", 500, 99]
+    broken = run(hub, tmp_path, "-m", "hub_scripts.push_to_hub", str(model_dir), "user/tiny", check=False)
+    assert broken.returncode != 0 and "500 Server Error" in broken.stderr
+    assert hub.repos["model", "user/tiny"].commits[-1][1] == {}
+
+
+LOAD_DATASET = """
+import sys
+from datasets import load_dataset
+rows = load_dataset(sys.argv[1], split="train")
+stream = next(iter(load_dataset(sys.argv[1], split="train", streaming=True)))
+print(len(rows), rows[0]["tokens"], rows[0]["image"].size, rows[1]["image"], stream["boxes"])
+"""
+
+
+def test_a_prepared_data_set_is_pushed_and_loads(hub, tmp_path):
+    (tmp_path / "raw" / "images").mkdir(parents=True)
+    (tmp_path / "raw" / "train.txt").write_text("IMGID:a\nJordan\tB-PER\n\nIMGID:b\nhello\tO\n")
+    Image.new("RGB", (40, 30)).save(tmp_path / "raw" / "images" / "a.jpg")
+    run(hub, tmp_path, "-m", "hub_scripts.prepare_dataset", "--text", str(tmp_path / "raw"), "--images",
+        str(tmp_path / "raw" / "images"), "--regions", "grid", "--output", str(tmp_path / "out"), "--push", "user/posts")  # fmt: skip
+    assert set(hub.repos["dataset", "user/posts"].commits[-1][1]) == {"README.md", "data/train-00000-of-00001.parquet"}
+    (tmp_path / "load.py").write_text(LOAD_DATASET)
+    loaded = run(hub, tmp_path / "b", "load.py", "user/posts", token=None, cwd=tmp_path).stdout.splitlines()[-1]
+    assert loaded.startswith("2 ['Jordan'] (40, 30) None [[0.0, 0.0, 0.5, 0.5]")
+
+
+def test_a_folder_that_lacks_something_is_named(tmp_path, model_dir):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="has no config.json"):
+        build_repo(tmp_path / "empty", tmp_path / "out", "user/x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").write_text("")
+    with pytest.raises(ValueError, match="is not empty"):
+        build_repo(model_dir, tmp_path / "full", "user/x")
