@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from transformers import pipeline
 from transformers.utils import logging
@@ -92,3 +93,5 @@ if __name__ == "__main__":
         main()
     except ValueError as error:
         sys.exit(f"push_to_hub: {error}")
+    except HfHubHTTPError as error:
+        sys.exit(f"push_to_hub: the Hub did not take it; run the same command again, nothing is lost: {error}")
