@@ -242,8 +242,9 @@ def test_a_prepared_data_set_is_pushed_and_loads(hub, tmp_path):
     (tmp_path / "raw" / "images").mkdir(parents=True)
     (tmp_path / "raw" / "train.txt").write_text("IMGID:a\nJordan\tB-PER\n\nIMGID:b\nhello\tO\n")
     Image.new("RGB", (40, 30)).save(tmp_path / "raw" / "images" / "a.jpg")
-    run(hub, tmp_path, "-m", "hub_scripts.prepare_dataset", "--text", str(tmp_path / "raw"), "--images",
-        str(tmp_path / "raw" / "images"), "--regions", "grid", "--output", str(tmp_path / "out"), "--push", "user/posts")  # fmt: skip
+    source = ["--text", str(tmp_path / "raw"), "--images", str(tmp_path / "raw" / "images"), "--regions", "grid"]
+    push = ["--output", str(tmp_path / "out"), "--push", "user/posts"]
+    run(hub, tmp_path, "-m", "hub_scripts.prepare_dataset", *source, *push)
     assert set(hub.repos["dataset", "user/posts"].commits[-1][1]) == {"README.md", "data/train-00000-of-00001.parquet"}
     (tmp_path / "load.py").write_text(LOAD_DATASET)
     loaded = run(hub, tmp_path / "b", "load.py", "user/posts", token=None, cwd=tmp_path).stdout.splitlines()[-1]
