@@ -79,6 +79,8 @@ class MnerTrainingArguments(TrainingArguments):
     )
     metric_for_best_model: str | None = field(default="f1")
     train_sampling_strategy: str = field(default="group_by_length")
+    # A push in the middle of training would put a pickle of the arguments on the Hub.
+    hub_strategy: str = field(default="end")
 
     def __post_init__(self):
         # Rows go to the processor, not to the model: every column is needed.

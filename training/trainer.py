@@ -66,6 +66,11 @@ class MnerTrainer(Trainer):
         # In the order of the rows: the Trainer would group these by length too, and predictions would slide.
         return SequentialSampler(eval_dataset)
 
+    def create_model_card(self, *args, **kwargs):
+        """`train.py` has written the whole card by the time the Trainer pushes; its own would take that one's place."""
+        if not Path(self.args.output_dir, "README.md").is_file():
+            super().create_model_card(*args, **kwargs)
+
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)
         # A pickle of the arguments, which nothing reads and which must not go to the Hub; the card has them in words.

@@ -229,6 +229,22 @@ def test_a_server_that_stays_broken_is_named_and_nothing_is_half_pushed(hub, mod
     assert hub.repos["model", "user/tiny"].commits[-1][1] == {}
 
 
+def test_the_trainers_own_push_leaves_a_repo_that_loads(hub, tmp_path):
+    """With the processor, the code and the filled card, and no pickle."""
+    small = ["--text_config", "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}",
+             "--model_config", "{fusion_size: 32, num_iterations: 1, fusion_attention_heads: 2}", "--image_size", "64",
+             "--planted_posts", "[16, 4, 4]", "--max_steps", "2", "--use_cpu", "--eval_strategy", "no"]  # fmt: skip
+    push = ["--push_to_hub", "--hub_model_id", "user/trained", "--output_dir", str(tmp_path / "out")]
+    run(hub, tmp_path / "a", "train.py", "configs/demo.yaml", *small, *push)
+    files = hub.repos["model", "user/trained"].commits[-1][1]
+    assert {"model.safetensors", "processor_config.json", "crf.py", "word_splitting.py", "README.md"} <= set(files)
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+    card = files["README.md"].decode()
+    assert 'pipeline("mner", model="user/trained"' in card and "model-index" in card
+    (tmp_path / "stranger.py").write_text(STRANGER)
+    run(hub, tmp_path / "b", "stranger.py", "user/trained", token=None, cwd=tmp_path)
+
+
 LOAD_DATASET = """
 import sys
 from datasets import load_dataset
