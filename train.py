@@ -11,12 +11,12 @@ import timm
 import transformers
 from datasets import DatasetDict
 from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_hamlearning import HamLearningConfig, HamLearningForTokenClassification
 from processors import HamLearningImageProcessor, HamLearningProcessor
 from training.arguments import DataArguments, MnerTrainingArguments, ModelArguments, parse_arguments
 from training.card import write_card
+from training.checkpoints import last_whole_checkpoint
 from training.collator import MnerCollator
 from training.curves import plot_curves
 from training.data import DataError, labels_of, load_splits
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> dict:
         model_arguments.model_config = model_arguments.model_config | off
     resumed = training_arguments.resume_from_checkpoint
     if isinstance(resumed, str) and resumed.lower() in ("true", "auto"):
-        training_arguments.resume_from_checkpoint = get_last_checkpoint(training_arguments.output_dir)
+        training_arguments.resume_from_checkpoint = last_whole_checkpoint(training_arguments.output_dir)
 
     model, processor = build(model_arguments, data, label_names)
     trainer = MnerTrainer(
