@@ -6,14 +6,12 @@ only the picture (or, in posts without one, a cue word) tells it.
 
 from __future__ import annotations
 
-import io
 import random
-from dataclasses import dataclass, field
 
 from datasets import Dataset, DatasetDict, Features, List, Value
-from PIL import Image, ImageDraw
 
 from .data import label_names, row_features
+from .planted_pictures import KINDS_OF_TYPE, SCENE_OF_TYPE, Post, Thing, render
 
 TYPES = ("PER", "LOC", "ORG", "MISC")
 NAMES = (
@@ -43,160 +41,6 @@ TOLD = {
 }
 BEFORE = ("", "", "", "RT @anna_b :", "wow ,", "# tbt", "ok", "well ,", "@joe :", "today :")
 AFTER = ("", "", "", "!", "...", "# love", "😍", "https://t.co/x1", "# photo # day", "lol", "🎉 🎉")
-
-
-@dataclass
-class Thing:
-    """Something drawn: its kind, the label its region carries, its box in [0, 1]; without a region if not `boxed`."""
-
-    kind: str
-    label: str
-    box: tuple[float, float, float, float]
-    boxed: bool = True
-
-
-@dataclass
-class Post:
-    """A post before it is rendered. `deciding` has, an entity, the index among `things` of what tells its type, or −1."""
-
-    tokens: list[str]
-    labels: list[str]
-    scene: str | None = None
-    things: list[Thing] = field(default_factory=list)
-    deciding: list[int] = field(default_factory=list)
-
-
-# Drawing: a box in pixels and a colour
-
-
-def _person(pen: ImageDraw.ImageDraw, x: float, y: float, w: float, h: float, color):
-    skin = (224, 172, 125)
-    pen.polygon(
-        [(x + w * 0.15, y + h), (x + w * 0.25, y + h * 0.42), (x + w * 0.75, y + h * 0.42), (x + w * 0.85, y + h)],
-        fill=color,
-    )
-    pen.ellipse((x + w * 0.3, y, x + w * 0.7, y + h * 0.42), fill=skin)
-    pen.chord((x + w * 0.28, y - h * 0.02, x + w * 0.72, y + h * 0.36), 180, 360, fill=(60, 40, 30))
-
-
-def _child(pen, x, y, w, h, color):
-    _person(pen, x + w * 0.1, y + h * 0.1, w * 0.8, h * 0.9, color)
-    pen.ellipse((x + w * 0.62, y, x + w, y + h * 0.35), fill=(235, 70, 90))
-
-
-def _mountain(pen, x, y, w, h, color):
-    pen.polygon([(x, y + h), (x + w * 0.5, y), (x + w, y + h)], fill=(105, 110, 125))
-    pen.polygon([(x + w * 0.35, y + h * 0.3), (x + w * 0.5, y), (x + w * 0.65, y + h * 0.3)], fill="white")
-
-
-def _tree(pen, x, y, w, h, color):
-    pen.rectangle((x + w * 0.42, y + h * 0.5, x + w * 0.58, y + h), fill=(110, 70, 35))
-    pen.ellipse((x + w * 0.05, y, x + w * 0.95, y + h * 0.7), fill=(30, 130, 50))
-
-
-def _office(pen, x, y, w, h, color):
-    pen.rectangle((x + w * 0.1, y, x + w * 0.9, y + h), fill=(75, 85, 150))
-    for row in range(4):
-        for column in range(3):
-            left, top = x + w * (0.2 + 0.22 * column), y + h * (0.08 + 0.22 * row)
-            pen.rectangle((left, top, left + w * 0.14, top + h * 0.12), fill=(250, 235, 140))
-
-
-def _factory(pen, x, y, w, h, color):
-    pen.rectangle((x, y + h * 0.45, x + w, y + h), fill=(165, 60, 45))
-    for column in (0.12, 0.42, 0.72):
-        pen.rectangle((x + w * column, y, x + w * (column + 0.14), y + h * 0.5), fill=(120, 45, 35))
-
-
-def _trophy(pen, x, y, w, h, color):
-    gold = (240, 185, 30)
-    pen.arc((x, y + h * 0.05, x + w, y + h * 0.5), 0, 360, fill=gold, width=max(2, int(w * 0.08)))
-    pen.pieslice((x + w * 0.15, y - h * 0.45, x + w * 0.85, y + h * 0.6), 0, 180, fill=gold)
-    pen.rectangle((x + w * 0.44, y + h * 0.55, x + w * 0.56, y + h * 0.8), fill=gold)
-    pen.rectangle((x + w * 0.22, y + h * 0.8, x + w * 0.78, y + h), fill=(90, 60, 20))
-
-
-def _guitar(pen, x, y, w, h, color):
-    wood = (190, 95, 200)
-    pen.line((x + w * 0.4, y + h * 0.6, x + w * 0.9, y + h * 0.05), fill=(50, 25, 60), width=max(2, int(w * 0.1)))
-    pen.ellipse((x, y + h * 0.5, x + w * 0.55, y + h), fill=wood)
-    pen.ellipse((x + w * 0.2, y + h * 0.38, x + w * 0.62, y + h * 0.75), fill=wood)
-    pen.ellipse((x + w * 0.22, y + h * 0.6, x + w * 0.42, y + h * 0.78), fill=(50, 25, 60))
-
-
-def _disc(pen, x, y, w, h, color):
-    pen.ellipse((x, y, x + w, y + h), fill=color)
-
-
-KINDS = {
-    "person": _person,
-    "child": _child,
-    "mountain": _mountain,
-    "tree": _tree,
-    "office": _office,
-    "factory": _factory,
-    "trophy": _trophy,
-    "guitar": _guitar,
-    "ball": _disc,
-}
-KINDS_OF_TYPE = {
-    "PER": ("person", "child"),
-    "LOC": ("mountain", "tree"),
-    "ORG": ("office", "factory"),
-    "MISC": ("trophy", "guitar"),
-}
-
-
-def _field(pen, width, height):
-    pen.rectangle((0, 0, width, height), fill=(70, 160, 70))
-    for stripe in range(0, width, max(8, width // 6)):
-        pen.rectangle((stripe, 0, stripe + width // 12, height), fill=(90, 180, 85))
-
-
-def _valley(pen, width, height):
-    pen.rectangle((0, 0, width, height), fill=(150, 205, 245))
-    pen.ellipse((-width * 0.3, height * 0.55, width * 0.7, height * 1.6), fill=(125, 190, 95))
-    pen.ellipse((width * 0.3, height * 0.65, width * 1.4, height * 1.7), fill=(100, 170, 85))
-
-
-def _hall(pen, width, height):
-    pen.rectangle((0, 0, width, height), fill=(225, 225, 230))
-    for line in range(0, width, max(8, width // 8)):
-        pen.line((line, 0, line, height), fill=(170, 170, 185), width=2)
-    pen.rectangle((0, height * 0.8, width, height), fill=(150, 150, 165))
-
-
-def _stage(pen, width, height):
-    pen.rectangle((0, 0, width, height), fill=(45, 20, 60))
-    for left, color in ((0.1, (150, 60, 160)), (0.5, (200, 110, 60)), (0.8, (90, 60, 190))):
-        pen.polygon([(width * left, 0), (width * (left - 0.15), height), (width * (left + 0.2), height)], fill=color)
-
-
-def _wall(pen, width, height):
-    pen.rectangle((0, 0, width, height), fill=(232, 220, 200))
-
-
-SCENES = {"field": _field, "valley": _valley, "hall": _hall, "stage": _stage, "wall": _wall}
-SCENE_OF_TYPE = {"PER": "field", "LOC": "valley", "ORG": "hall", "MISC": "stage"}
-SIZES = ((160, 160), (200, 150), (150, 200), (240, 135), (180, 120))
-
-
-def render(post: Post, generator: random.Random) -> bytes | None:
-    """The post's picture as JPEG, of a size and a tint drawn from the generator; `None` for a post without a scene."""
-    if post.scene is None:
-        return None
-    width, height = generator.choice(SIZES)
-    image = Image.new("RGB", (width, height))
-    pen = ImageDraw.Draw(image)
-    SCENES[post.scene](pen, width, height)
-    for thing in post.things:
-        color = tuple(generator.randint(40, 230) for _ in range(3))
-        x1, y1, x2, y2 = thing.box
-        KINDS[thing.kind](pen, x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height, color)
-    tint = Image.new("RGB", (width, height), tuple(generator.randint(0, 255) for _ in range(3)))
-    file = io.BytesIO()
-    Image.blend(image, tint, generator.uniform(0, 0.15)).save(file, "JPEG", quality=90)
-    return file.getvalue()
 
 
 # Posts
@@ -231,6 +75,15 @@ def _thing(generator: random.Random, kind: str, left: float = 0.0, right: float 
     return Thing(drawn, drawn, _place(generator, left, right))
 
 
+def _shuffled(generator: random.Random, post: Post) -> Post:
+    """The post with its things in another order, so that a region's place in the list says nothing."""
+    order = list(range(len(post.things)))
+    generator.shuffle(order)
+    post.things = [post.things[place] for place in order]
+    post.deciding = [order.index(place) if place >= 0 else -1 for place in post.deciding]
+    return post
+
+
 def _demo(generator: random.Random) -> Post:
     """A mix of posts: one name, two of one type, a type told by words without a picture, no name at all."""
     case = generator.choices(("one", "two", "told", "none"), DEMO_SHARES)[0]
@@ -245,7 +98,7 @@ def _demo(generator: random.Random) -> Post:
         kind, names = generator.choice(TYPES), generator.sample(NAMES, 2)
         tokens, labels = _write(generator, generator.choice(TWO_NAMES), [(name, kind) for name in names])
         things = [_thing(generator, kind, 0.0, 0.48), _thing(generator, kind, 0.52, 1.0)]
-        return Post(tokens, labels, SCENE_OF_TYPE[kind], things, [0, 1])
+        return Post(tokens, labels, SCENE_OF_TYPE[kind], things, [-1, -1])
     if case == "told":
         kind = generator.choice(TYPES)
         tokens, labels = _write(generator, generator.choice(TOLD[kind]), [(generator.choice(NAMES), kind)])
@@ -255,28 +108,163 @@ def _demo(generator: random.Random) -> Post:
     return Post(tokens, labels, SCENE_OF_TYPE[kind], [_thing(generator, kind)])
 
 
+def _one(generator: random.Random, kind: str, template: str | None = None):
+    return _write(generator, template or generator.choice(ONE_NAME), [(generator.choice(NAMES), kind)])
+
+
+def _global(generator: random.Random) -> Post:
+    """Only the scene tells: there is nothing in it."""
+    kind = generator.choice(TYPES)
+    return Post(*_one(generator, kind), SCENE_OF_TYPE[kind], [], [-1])
+
+
+def _object(generator: random.Random) -> Post:
+    """One thing of every type is drawn, so the grid shows them all; the only region is around the one that tells."""
+    kind = generator.choice(TYPES)
+    corners = [(x, y) for x in (0.03, 0.53) for y in (0.03, 0.53)]
+    generator.shuffle(corners)
+    things = []
+    for other, (x, y) in zip(TYPES, corners, strict=True):
+        x, y = x + generator.uniform(0, 0.08), y + generator.uniform(0, 0.06)
+        box = (round(x, 4), round(y, 4), round(x + 0.35, 4), round(y + 0.38, 4))
+        things.append(Thing(generator.choice(KINDS_OF_TYPE[other]), "thing", box, other == kind))
+    return Post(*_one(generator, kind), "wall", things, [TYPES.index(kind)])
+
+
+def _semantic(generator: random.Random, words: dict[str, tuple[str, ...]] | None = None) -> Post:
+    """Every region is a disc; only the words of its label tell."""
+    kind = generator.choice(TYPES)
+    thing = Thing("ball", generator.choice((words or SEEN_WORDS)[kind]), _place(generator), color=GREY)
+    return Post(*_one(generator, kind), "wall", [thing], [0])
+
+
+def _semantic_unseen(generator: random.Random) -> Post:
+    """The same with label words that the semantic level never shows."""
+    return _semantic(generator, UNSEEN_WORDS)
+
+
+def _box(x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
+    return round(x, 4), round(y, 4), round(x + width, 4), round(y + height, 4)
+
+
+def _spatial(generator: random.Random) -> Post:
+    """Two equal frames; how the one with the star lies to the other tells. A relation is named as the model names it:
+    what the subject is to the object, or where the object lies as seen from the subject. The star lies in the subject,
+    and in the object only if the subject does too."""
+    kind = generator.choice(TYPES)
+    relation = generator.choice(RELATIONS_OF_TYPE[kind])
+    x, y = generator.uniform(0.32, 0.42), generator.uniform(0.36, 0.4)
+    big, small = _box(x - 0.2, y - 0.2, 0.5, 0.5), _box(x, y, 0.2, 0.2)
+    if relation == "inside":
+        subject, other, star = small, big, (x + 0.07, y + 0.07)
+    elif relation == "cover":
+        subject, other, star = big, small, (x - 0.15, y - 0.15)
+    else:
+        dx, dy = MOVES[relation]
+        subject, other = _box(x, y, 0.24, 0.24), _box(x + dx, y + dy, 0.24, 0.24)
+        star = (x, y + 0.09) if relation == "overlap" else (x + 0.09, y + 0.09)
+    width = 0.045 if relation == "overlap" else 0.06
+    things = [Thing("frame", "frame", box, color=GREY) for box in (subject, other)]
+    things.append(Thing("ball", "star", _box(*star, width, 0.06), color=(220, 40, 40)))
+    return Post(*_one(generator, kind), "wall", things, [0])
+
+
+def _alignment(generator: random.Random) -> Post:
+    """Two names of two types, a thing of each: only the words "left" and "right" say which is whose."""
+    kinds = generator.sample(TYPES, 2)
+    sides = generator.sample(("left", "right"), 2)
+    template = f"{sides[0]} {{a}} , {sides[1]} {{b}}"
+    tokens, labels = _write(generator, template, list(zip(generator.sample(NAMES, 2), kinds, strict=True)))
+    spans = {"left": (0.0, 0.48), "right": (0.52, 1.0)}
+    things = [_thing(generator, kind, *spans[side]) for kind, side in zip(kinds, sides, strict=True)]
+    return Post(tokens, labels, "wall", things, [0, 1])
+
+
+def _figure1b(generator: random.Random) -> Post:
+    """Two names: the words tell the type of one, in front or behind, the picture shows the other."""
+    shown, told = generator.choice(TYPES), generator.choice(TYPES)
+    names = generator.sample(NAMES, 2)
+    cue = generator.choice(TOLD[told])
+    first = generator.random() < 0.5
+    template = f"{cue} , {{b}} too" if first else f"{{b}} and {cue}"
+    tokens, labels = _write(generator, template, [(names[0], told), (names[1], shown)])
+    return Post(tokens, labels, "wall", [_thing(generator, shown)], [-1, 0] if first else [0, -1])
+
+
+def _iterations(generator: random.Random) -> Post:
+    """Two hops: a colour word leads to a ball, and what lies below or above that ball tells."""
+    kinds, colors = generator.sample(TYPES, 2), generator.sample(sorted(COLORS), 2)
+    sides = generator.sample((0.08, 0.64), 2)
+    things = []
+    for kind, color, x in zip(kinds, colors, sides, strict=True):
+        ball_y, thing_y = generator.choice(((0.08, 0.4), (0.72, 0.15)))
+        drawn = generator.choice(KINDS_OF_TYPE[kind])
+        things.append(Thing(drawn, drawn, _box(x, thing_y, 0.26, 0.45)))
+        things.append(Thing("ball", "ball", _box(x + 0.05, ball_y, 0.16, 0.2), color=COLORS[color]))
+    return Post(*_one(generator, kinds[0], f"the {colors[0]} ball for {{a}}"), "wall", things, [0])
+
+
+GREY = (90, 90, 90)
+COLORS = {"red": (220, 40, 40), "blue": (40, 70, 220), "green": (30, 160, 60), "black": (10, 10, 10)}
+SEEN_WORDS = {
+    "PER": ("woman", "boy", "player"), "LOC": ("bridge", "beach", "river"),
+    "ORG": ("office", "factory", "bank"), "MISC": ("guitar", "trophy", "album"),
+}  # fmt: skip
+UNSEEN_WORDS = {
+    "PER": ("man", "girl"), "LOC": ("skyscraper", "lake"), "ORG": ("company", "store"), "MISC": ("piano", "medal"),
+}  # fmt: skip
+RELATIONS_OF_TYPE = {
+    "PER": ("inside", "left"),
+    "LOC": ("cover", "right"),
+    "ORG": ("overlap", "above"),
+    "MISC": ("below",),
+}
+MOVES = {"overlap": (0.05, 0.0), "left": (-0.28, 0.0), "right": (0.28, 0.0), "above": (0.0, -0.3), "below": (0.0, 0.3)}
 DEMO_SHARES = (0.45, 0.25, 0.15, 0.15)
-LEVELS = {"demo": _demo}
+LEVELS = {
+    "demo": _demo,
+    "global": _global,
+    "object": _object,
+    "semantic": _semantic,
+    "semantic-unseen": _semantic_unseen,
+    "spatial": _spatial,
+    "alignment": _alignment,
+    "figure1b": _figure1b,
+    "iterations": _iterations,
+}
+
+
+def _check(level: str):
+    if level not in LEVELS:
+        raise ValueError(f"unknown level {level!r}: one of {', '.join(LEVELS)}")
 
 
 def planted_ceiling(level: str = "demo") -> float:
-    """Best expected F1 without the picture: every span is found, an ambiguous name's type is one of four.
+    """Best expected F1 without what the level is about; every span is found, so F1 is the share of right types.
 
-    Of the demo's 0.45 + 2 · 0.25 + 0.15 entities a post, those of the third kind are told by words.
+    - demo: of 0.45 + 2 · 0.25 + 0.15 entities a post, those of the third kind are told by words, the others are a
+      guess among four without the picture;
+    - global, object, semantic, semantic-unseen, spatial: a guess among four;
+    - alignment, iterations: the picture shows two types, and which is whose is a guess among two (text alone: 1/4);
+    - figure1b: one of two names is told by words, the other a guess among four: (1 + 1/4) / 2.
     """
+    _check(level)
     one, two, told, _ = DEMO_SHARES
     ambiguous = one + 2 * two
-    return (told + ambiguous / len(TYPES)) / (told + ambiguous)
+    demo = (told + ambiguous / len(TYPES)) / (told + ambiguous)
+    others = {"demo": demo, "alignment": 1 / 2, "iterations": 1 / 2, "figure1b": (1 + 1 / len(TYPES)) / 2}
+    return others.get(level, 1 / len(TYPES))
 
 
 def planted_dataset(num_posts: int, seed: int, level: str = "demo") -> Dataset:
     """Planted posts with the row of every data set, and `deciding_region`: an entity's region that tells, or −1."""
+    _check(level)
     generator = random.Random(f"{level} {seed}")
     names = label_names(f"B-{kind}" for kind in TYPES)
     columns = ("id", "tokens", "ner_tags", "image", "boxes", "box_labels", "box_scores", "deciding_region")
     rows: dict[str, list] = {name: [] for name in columns}
     for index in range(num_posts):
-        post = LEVELS[level](generator)
+        post = _shuffled(generator, LEVELS[level](generator))
         picture = render(post, generator)
         boxed = [place for place, thing in enumerate(post.things) if thing.boxed]
         rows["id"].append(f"{level}-{seed}-{index}")

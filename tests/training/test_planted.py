@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from training.data import labels_of
-from training.planted import NAMES, TYPES, planted_ceiling, planted_dataset
+from training.planted import LEVELS, NAMES, TYPES, planted_ceiling, planted_dataset
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_the_deciding_region_names_the_type(rows):
         found = entities(row, names)
         assert len(found) == len(row["deciding_region"])
         for (kind, _), region in zip(found, row["deciding_region"], strict=True):
-            if row["image"]:
+            if row["image"] and len(found) == 1:
                 assert of_type[row["box_labels"][region]] == kind
             else:
                 assert region == -1
@@ -88,3 +88,23 @@ def test_the_ceiling_is_what_the_posts_give(rows):
     told = sum(len(entities(row, names)) for row in rows if row["image"] is None)
     shown = sum(len(entities(row, names)) for row in rows if row["image"])
     assert planted_ceiling() == pytest.approx((told + shown / 4) / (told + shown), abs=0.02)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_levels_are_repeatable_and_balanced(level):
+    rows = planted_dataset(400, 3, level)
+    assert list(rows.select(range(5))) == list(planted_dataset(5, 3, level))
+    names = labels_of(rows)
+    kinds = Counter(kind for row in rows for kind, _ in entities(row, names))
+    total = sum(kinds.values())
+    assert all(abs(kinds[kind] / total - 0.25) < 0.1 for kind in TYPES)
+    for row in rows:
+        assert len(row["deciding_region"]) == len(entities(row, names))
+        assert all(-1 <= region < len(row["boxes"]) for region in row["deciding_region"])
+        assert all(0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1 for x1, y1, x2, y2 in row["boxes"])
+
+
+def test_an_unknown_level_is_named():
+    for call in (lambda: planted_ceiling("x"), lambda: planted_dataset(1, 0, "x")):
+        with pytest.raises(ValueError, match="unknown level 'x'"):
+            call()
