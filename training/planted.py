@@ -7,6 +7,7 @@ only the picture (or, in posts without one, a cue word) tells it.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 from datasets import Dataset, DatasetDict, Features, List, Value
 
@@ -204,6 +205,9 @@ def _iterations(generator: random.Random) -> Post:
     return Post(*_one(generator, kinds[0], f"the {colors[0]} ball for {{a}}"), "wall", things, [0])
 
 
+SCENE_WORDS = {
+    "field": "on this pitch", "valley": "in these hills", "hall": "in this hall", "stage": "on stage",
+}  # fmt: skip
 GREY = (90, 90, 90)
 COLORS = {"red": (220, 40, 40), "blue": (40, 70, 220), "green": (30, 160, 60), "black": (10, 10, 10)}
 SEEN_WORDS = {
@@ -256,18 +260,15 @@ def planted_ceiling(level: str = "demo") -> float:
     return others.get(level, 1 / len(TYPES))
 
 
-def planted_dataset(num_posts: int, seed: int, level: str = "demo") -> Dataset:
-    """Planted posts with the row of every data set, and `deciding_region`: an entity's region that tells, or −1."""
-    _check(level)
-    generator = random.Random(f"{level} {seed}")
+def _rows(posts: Iterable[Post], ids: list[str], generator: random.Random) -> tuple[dict[str, list], Features]:
+    """Columns and features of rendered posts: the row of every data set, and `deciding_region`."""
     names = label_names(f"B-{kind}" for kind in TYPES)
     columns = ("id", "tokens", "ner_tags", "image", "boxes", "box_labels", "box_scores", "deciding_region")
     rows: dict[str, list] = {name: [] for name in columns}
-    for index in range(num_posts):
-        post = _shuffled(generator, LEVELS[level](generator))
+    for name, post in zip(ids, posts, strict=True):
         picture = render(post, generator)
         boxed = [place for place, thing in enumerate(post.things) if thing.boxed]
-        rows["id"].append(f"{level}-{seed}-{index}")
+        rows["id"].append(name)
         rows["tokens"].append(post.tokens)
         rows["ner_tags"].append([names.index(label) for label in post.labels])
         rows["image"].append(picture and {"bytes": picture, "path": None})
@@ -276,7 +277,37 @@ def planted_dataset(num_posts: int, seed: int, level: str = "demo") -> Dataset:
         rows["box_scores"].append([round(generator.uniform(0.7, 1.0), 3) for _ in boxed])
         rows["deciding_region"].append([boxed.index(place) if place in boxed else -1 for place in post.deciding])
     features = Features(row_features(names, with_regions=True) | {"deciding_region": List(Value("int64"))})
+    return rows, features
+
+
+def planted_dataset(num_posts: int, seed: int, level: str = "demo") -> Dataset:
+    """Planted posts with the row of every data set, and `deciding_region`: an entity's region that tells, or −1."""
+    _check(level)
+    generator = random.Random(f"{level} {seed}")
+    # Drawn one by one between the pictures, so that a shorter set is the beginning of a longer one.
+    posts = (_shuffled(generator, LEVELS[level](generator)) for _ in range(num_posts))
+    rows, features = _rows(posts, [f"{level}-{seed}-{index}" for index in range(num_posts)], generator)
     return Dataset.from_dict(rows, features=features)
+
+
+def mixed_relevance_dataset(num_posts: int, seed: int) -> Dataset:
+    """Posts whose words name a scene, half of them with a picture of another scene; `own_picture` says which.
+
+    The scene goes with no type. In its own picture a thing tells the name's type; another post's picture tells
+    nothing about it, since what it shows is drawn apart.
+    """
+    generator = random.Random(f"mixed {seed}")
+    own = [index % 2 == 0 for index in range(num_posts)]
+    generator.shuffle(own)
+    posts = []
+    for fits in own:
+        kind, named = generator.choice(TYPES), generator.choice(sorted(SCENE_WORDS))
+        tokens, labels = _one(generator, kind, f"{generator.choice(ONE_NAME)} {SCENE_WORDS[named]}")
+        scene = named if fits else generator.choice([other for other in sorted(SCENE_WORDS) if other != named])
+        thing = _thing(generator, kind if fits else generator.choice(TYPES))
+        posts.append(Post(tokens, labels, scene, [thing], [0 if fits else -1]))
+    rows, features = _rows(posts, [f"mixed-{seed}-{index}" for index in range(num_posts)], generator)
+    return Dataset.from_dict(rows | {"own_picture": own}, features=Features(features | {"own_picture": Value("bool")}))
 
 
 def planted_splits(num_posts: list[int], level: str = "demo", seed: int = 0) -> DatasetDict:

@@ -4,10 +4,21 @@ import io
 from collections import Counter
 
 import pytest
+import torch
 from PIL import Image
 
+from modeling_hamlearning import RELATION_NAMES, spatial_relations
 from training.data import labels_of
-from training.planted import LEVELS, NAMES, TYPES, planted_ceiling, planted_dataset
+from training.planted import (
+    LEVELS,
+    NAMES,
+    RELATIONS_OF_TYPE,
+    TYPES,
+    mixed_relevance_dataset,
+    planted_ceiling,
+    planted_dataset,
+)
+from training.planted_pictures import blur, heavy_jpeg, occlude, pure_noise
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +119,48 @@ def test_an_unknown_level_is_named():
     for call in (lambda: planted_ceiling("x"), lambda: planted_dataset(1, 0, "x")):
         with pytest.raises(ValueError, match="unknown level 'x'"):
             call()
+
+
+def test_the_model_sees_the_relation_that_tells():
+    rows = planted_dataset(200, 4, "spatial")
+    names = labels_of(rows)
+    for row in rows:
+        size = (
+            Image.open(io.BytesIO(row["image"]["bytes"])).size if isinstance(row["image"], dict) else row["image"].size
+        )
+        subject = row["deciding_region"][0]
+        other = next(k for k, label in enumerate(row["box_labels"]) if label == "frame" and k != subject)
+        relations = spatial_relations(torch.tensor([row["boxes"]]), torch.tensor([size[::-1]]))
+        relation = RELATION_NAMES[relations[0, subject, other]]
+        assert relation in RELATIONS_OF_TYPE[entities(row, names)[0][0]]
+
+
+@pytest.mark.parametrize("level", ["global", "object", "semantic", "spatial", "alignment", "iterations"])
+def test_words_of_a_level_say_nothing(level):
+    rows = planted_dataset(800, 6, level)
+    names = labels_of(rows)
+    by_word: dict[str, Counter] = {}
+    for row in rows:
+        for kind, _ in entities(row, names):
+            for word in set(row["tokens"]):
+                by_word.setdefault(word, Counter())[kind] += 1
+    for word, kinds in by_word.items():
+        total = sum(kinds.values())
+        if total >= 50:
+            assert max(kinds.values()) / total < 0.25 + 4.5 * (0.25 * 0.75 / total) ** 0.5, word
+
+
+def test_half_of_the_mixed_pictures_are_swapped():
+    rows = mixed_relevance_dataset(40, 1)
+    assert list(rows) == list(mixed_relevance_dataset(40, 1))
+    assert sum(rows["own_picture"]) == 20
+    assert all((row["deciding_region"] == [0]) == row["own_picture"] for row in rows)
+
+
+@pytest.mark.parametrize("noise", [blur, heavy_jpeg, occlude, pure_noise])
+def test_noise_keeps_the_size_and_spoils_the_picture(noise):
+    image = Image.linear_gradient("L").convert("RGB").resize((60, 40))
+    before = image.tobytes()
+    noisy = noise(image)
+    assert noisy.size == image.size and noisy.tobytes() != before and image.tobytes() == before
+    assert noisy.tobytes() == noise(image).tobytes()
