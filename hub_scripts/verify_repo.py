@@ -26,7 +26,14 @@ NEEDED = ("config.json", "processor_config.json", "tokenizer.json", "README.md",
 
 # Runs where only the repo's files are: prints a JSON of what each step gave or why it failed.
 STRANGER = """
-import json, sys, traceback
+import json, sys
+OURS = ("modeling_hamlearning", "processors", "training", "hub_scripts")
+class NotHere:
+    # The project may be installed in this environment; a stranger has not got it.
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in OURS:
+            raise ModuleNotFoundError(f"No module named {name!r}: it is not in the repo")
+sys.meta_path.insert(0, NotHere())
 from PIL import Image
 import torch, transformers
 from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification, AutoProcessor, pipeline
@@ -60,7 +67,7 @@ step("model", loaded(AutoModel))
 step("head", loaded(AutoModelForTokenClassification))
 step("processor", lambda: type(AutoProcessor.from_pretrained(source, **options)).__name__)
 step("pipeline", tag)
-step("nothing of ours", lambda: sorted({"modeling_hamlearning", "processors", "training"} & set(sys.modules)))
+step("nothing of ours", lambda: sorted(set(OURS) & set(sys.modules)))
 json.dump(found, open(result, "w"))
 """
 
