@@ -151,7 +151,7 @@ def _box(x: float, y: float, width: float, height: float) -> tuple[float, float,
 def _spatial(generator: random.Random) -> Post:
     """Two equal frames; how the one with the star lies to the other tells. A relation is named as the model names it:
     what the subject is to the object, or where the object lies as seen from the subject. The star lies in the subject,
-    and in the object only if the subject does too."""
+    and in the object only if the subject does too. Nothing is drawn: no pixel can stand in for the boxes."""
     kind = generator.choice(TYPES)
     relation = generator.choice(RELATIONS_OF_TYPE[kind])
     x, y = generator.uniform(0.32, 0.42), generator.uniform(0.36, 0.4)
@@ -164,9 +164,8 @@ def _spatial(generator: random.Random) -> Post:
         dx, dy = MOVES[relation]
         subject, other = _box(x, y, 0.24, 0.24), _box(x + dx, y + dy, 0.24, 0.24)
         star = (x, y + 0.09) if relation == "overlap" else (x + 0.09, y + 0.09)
-    width = 0.045 if relation == "overlap" else 0.06
-    things = [Thing("frame", "frame", box, color=GREY) for box in (subject, other)]
-    things.append(Thing("ball", "star", _box(*star, width, 0.06), color=(220, 40, 40)))
+    things = [Thing("nothing", "frame", box) for box in (subject, other)]
+    things.append(Thing("nothing", "star", _box(*star, 0.045, 0.06)))
     return Post(*_one(generator, kind), "wall", things, [0])
 
 

@@ -93,12 +93,12 @@ def _disc(pen, x, y, w, h, color):
     pen.ellipse((x, y, x + w, y + h), fill=color)
 
 
-def _frame(pen, x, y, w, h, color):
-    pen.rectangle((x, y, x + w, y + h), outline=color, width=2)
+def _nothing(pen, x, y, w, h, color):
+    """A region of bare wall."""
 
 
 KINDS = {
-    "frame": _frame,
+    "nothing": _nothing,
     "person": _person,
     "child": _child,
     "mountain": _mountain,

@@ -164,3 +164,12 @@ def test_noise_keeps_the_size_and_spoils_the_picture(noise):
     noisy = noise(image)
     assert noisy.size == image.size and noisy.tobytes() != before and image.tobytes() == before
     assert noisy.tobytes() == noise(image).tobytes()
+
+
+@pytest.mark.parametrize("level", [level for level in LEVELS if level not in ("demo", "alignment", "iterations")])
+def test_the_ceiling_of_a_level_is_what_its_posts_give(level):
+    """One guess among four where the picture tells, certainty where a word does."""
+    rows = planted_dataset(100, 8, level)
+    regions = [region for row in rows for region in row["deciding_region"]]
+    told = regions.count(-1) if level == "figure1b" else 0
+    assert planted_ceiling(level) == pytest.approx((told + (len(regions) - told) / 4) / len(regions))
