@@ -37,6 +37,11 @@ def main(arguments: list[str] | None = None) -> dict:
     _set_up_logging(training_arguments)
     set_seed(training_arguments.seed)
 
+    if not training_arguments.do_train:
+        raise ValueError(
+            "nothing is trained: --do_eval and --do_predict score the model that --do_train makes; add it"
+        )
+
     data, hashes = _load_data(data_arguments)
     label_names = labels_of(next(iter(data.values())))
     if data_arguments.use_images is False:
@@ -105,6 +110,8 @@ def build(
         text_config = AutoConfig.from_pretrained(folder)
         # Some encoders have fewer places than their tokenizer says.
         places = getattr(text_config, "max_position_embeddings", tokenizer.model_max_length)
+        if text_config.model_type in ("roberta", "xlm-roberta", "camembert", "bertweet"):
+            places -= text_config.pad_token_id + 1  # their positions are counted from behind the padding's
         tokenizer.model_max_length = min(tokenizer.model_max_length, places)
     if arguments.text != FROM_SCRATCH and arguments.text_pretrained:
         model = HamLearningForTokenClassification.from_text_vision_pretrained(

@@ -127,12 +127,15 @@ class HamLearningCRF(nn.Module):
         return [labels[:length] for labels, length in zip(paths, mask.sum(1).tolist(), strict=True)]
 
     def _forward_backward(self, emissions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Forward and backward log-sums (B, W, L) and the log-partition (B,). `beta` leaves its own word out."""
-        start, transitions, end = self._scores()
-        emissions = emissions.float()
+        """Forward and backward log-sums (B, W, L) and the log-partition (B,). `beta` leaves its own word out.
+
+        In fp64: over hundreds of words the sums grow to thousands, and probabilities are what is left of their difference.
+        """
+        start, transitions, end = (scores.double() for scores in self._scores())
+        emissions = emissions.double()
         alpha = [start + emissions[:, 0]]
         for step in range(1, emissions.shape[1]):
-            new = self._advance(alpha[-1], transitions, emissions[:, step])
+            new = torch.logsumexp(alpha[-1][:, :, None] + transitions, dim=1) + emissions[:, step]
             alpha.append(torch.where(mask[:, step, None], new, alpha[-1]))
         beta = [end.expand_as(alpha[0])]
         for step in range(emissions.shape[1] - 1, 0, -1):
@@ -145,7 +148,7 @@ class HamLearningCRF(nn.Module):
         if emissions.shape[1] == 0:
             return emissions.float()
         alpha, beta, log_partition = self._forward_backward(emissions, mask)
-        return (alpha + beta - log_partition[:, None, None]).exp() * mask[..., None]
+        return (alpha + beta - log_partition[:, None, None]).exp().float() * mask[..., None]
 
     def span_probabilities(self, emissions: Tensor, mask: Tensor, spans: Tensor) -> Tensor:
         """Probability that exactly these spans are entities under the model, summed over the rest of the post.
@@ -160,8 +163,7 @@ class HamLearningCRF(nn.Module):
         if len(spans) == 0:
             return emissions.new_zeros(0, dtype=torch.float32)
         post, first, last, begin, inside = spans.unbind(1)
-        _, transitions, _ = self._scores()
-        emissions = emissions.float()
+        transitions, emissions = self._scores()[1].double(), emissions.double()
         alpha, beta, log_partition = self._forward_backward(emissions, mask)
         inside_scores = emissions[post, :, inside] + transitions[inside, inside].nan_to_num(neginf=0)[:, None]
         position = torch.arange(emissions.shape[1], device=spans.device)
@@ -177,4 +179,4 @@ class HamLearningCRF(nn.Module):
         ends = beta[post, last, final]
         stops = ends + torch.log1p(-(goes_on - ends).exp().clamp(max=1))
         total = alpha[post, first, begin] + entering + (inside_scores * within).sum(1) + stops
-        return (total - log_partition[post]).exp()
+        return (total - log_partition[post]).exp().float()

@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoModel, BertConfig, pipeline
 
 import train
+from processors import HamLearningImageProcessor, HamLearningProcessor
 from training.arguments import parse_arguments
+from training.collator import MnerCollator
 from training.data import read_conll
 from training.planted import planted_dataset
 from training.trainer import NotFiniteError
@@ -244,3 +246,20 @@ def test_conll_predictions_can_be_read_again(trained, tmp_path):
     kept = [line if line.startswith("IMGID:") or not line else "\t".join(line.split("\t")[::2]) for line in lines]
     (tmp_path / "again.txt").write_text("\n".join(kept), encoding="utf-8")
     assert len(read_conll(tmp_path / "again.txt")) == 8
+
+
+def test_rows_with_a_wrong_number_of_labels_are_named():
+    processor = HamLearningProcessor(tokenizer=tiny_tokenizer("bert"), image_processor=HamLearningImageProcessor())
+    collator = MnerCollator(processor)
+    rows = [{"id": "a", "tokens": ["x", "y"], "ner_tags": [0]}, {"id": "b", "tokens": ["x"], "ner_tags": [0, 0]}]
+    with pytest.raises(ValueError, match="post a, field ner_tags: 1 labels for 2 words"):
+        collator(rows)
+    picture = Image.new("RGB", (9, 9))
+    rows = [{"id": "t17", "tokens": ["x"], "ner_tags": [0], "image": picture, "boxes": [[0, 0, 90, 9]]}]
+    with pytest.raises(ValueError, match="post t17, field boxes, box 0"):
+        collator(rows)
+
+
+def test_scoring_without_training_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="nothing is trained"):
+        run(tmp_path, "--do_train", "false", "--do_eval", "true")

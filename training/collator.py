@@ -24,12 +24,19 @@ class MnerCollator:
         self.with_labels = with_labels
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        regions = {name: [row.get(name) for row in rows] for name in ("boxes", "box_labels", "box_scores")}
+        given = {name: [row.get(name) for row in rows] for name in ("boxes", "box_labels", "box_scores")}
+        images = [self._image(row) for row in rows]
+        regions = self.processor.extract_regions(images, **given, names=[f"post {row['id']}" for row in rows])
+        for row in rows if self.with_labels else []:
+            if len(row["ner_tags"]) != len(row["tokens"]):
+                raise ValueError(
+                    f"post {row['id']}, field ner_tags: {len(row['ner_tags'])} labels for {len(row['tokens'])} words"
+                )
         batch = dict(
             self.processor(
                 text=[row["tokens"] for row in rows],
-                images=[self._image(row) for row in rows],
-                **regions,
+                images=images,
+                **{name: [of_post[name] for of_post in regions] for name in given},
                 is_split_into_words=True,
             )
         )

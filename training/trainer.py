@@ -108,7 +108,9 @@ class MnerTrainer(Trainer):
         word_mask = inputs["word_mask"]
         paths = self.accelerator.unwrap_model(model).decode(outputs, word_mask)
         predictions = torch.full(word_mask.shape, -100, device=word_mask.device)
-        predictions[word_mask] = torch.tensor([label for path in paths for label in path], device=word_mask.device)
+        predictions[word_mask] = torch.tensor(
+            [label for path in paths for label in path], dtype=torch.long, device=word_mask.device
+        )
         return loss, predictions, labels
 
 

@@ -182,3 +182,13 @@ def test_bf16_emissions_are_summed_in_fp32():
 def test_an_inside_label_without_its_begin_is_refused():
     with pytest.raises(ValueError, match="B-LOC"):
         HamLearningCRF(["O", "I-LOC"])
+
+
+def test_probabilities_hold_over_long_posts():
+    """Fp32 sums of hundreds of words would leave marginals above 1."""
+    crf = make_crf(LABELS)
+    emissions, mask = make_emissions(2, 500, 5, scale=10.0), torch.ones(2, 500, dtype=torch.bool)
+    marginals = crf.marginals(emissions, mask)
+    torch.testing.assert_close(marginals.sum(-1), torch.ones(2, 500), rtol=0, atol=1e-5)
+    spans = torch.tensor([[0, place, place, 1, 2] for place in range(500)])
+    assert (crf.span_probabilities(emissions, mask, spans) <= marginals[0, :, 1] + 1e-5).all()
