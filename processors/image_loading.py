@@ -37,7 +37,10 @@ def load_image(source: Any) -> Image.Image:
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         raise ImageError(f"is a URL, which is not fetched here: {source}")
     if isinstance(source, Image.Image):
-        return _to_rgb(source)
+        try:
+            return _to_rgb(source)
+        except (OSError, SyntaxError, EOFError) as error:  # opened lazily: its pixels are only read now
+            raise ImageError(f"is broken: {error}") from error
     if not isinstance(source, str | Path | bytes):
         raise ImageError(f"a path, bytes or a PIL image is wanted, not {type(source).__name__}")
     if isinstance(source, bytes):
@@ -46,8 +49,8 @@ def load_image(source: Any) -> Image.Image:
         file: Any = io.BytesIO(source)
     else:
         path = Path(source)
-        if not path.is_file():
-            raise ImageError(f"there is no file {path}")
+        if len(path.name.encode("utf-8", "replace")) > 255 or not path.is_file():
+            raise ImageError(f"there is no file {str(path):.200}")
         if path.stat().st_size == 0:
             raise ImageError(f"{path} is empty: 0 bytes")
         file = path

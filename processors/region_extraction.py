@@ -114,7 +114,13 @@ def build_region_extractor(name: str, **options):
 
 def check_regions(boxes: Any, box_labels: Any, box_scores: Any, where: str) -> Regions:
     """Regions given with a post, checked and clipped to the picture. `where` names the post in errors."""
-    boxes = [list(box) if isinstance(box, list | tuple) or hasattr(box, "tolist") else box for box in boxes]
+    given = {"boxes": boxes, "box_labels": box_labels, "box_scores": box_scores}
+    for field, values in given.items():
+        given[field] = values = values.tolist() if hasattr(values, "tolist") else values
+        if values is not None and not isinstance(values, list | tuple):
+            raise ValueError(f"{where}, field {field}: a list is wanted, not {values!r:.80}")
+    boxes, box_labels, box_scores = given.values()
+    boxes = [box.tolist() if hasattr(box, "tolist") else list(box) if isinstance(box, tuple) else box for box in boxes]
     box_labels = [""] * len(boxes) if box_labels is None else ["" if label is None else label for label in box_labels]
     box_scores = [1.0] * len(boxes) if box_scores is None else list(box_scores)
     for field, values in (("box_labels", box_labels), ("box_scores", box_scores)):

@@ -99,6 +99,14 @@ def test_broken_pictures_are_named(kind):
         load_image(source)
 
 
+def test_a_picture_that_breaks_when_its_pixels_are_read():
+    half_read = Image.open(io.BytesIO(as_bytes(picture((600, 400)), "JPEG")[:2000]))
+    with pytest.raises(ImageError, match="is broken"):
+        load_image(half_read)
+    with pytest.raises(ImageError, match="there is no file"):
+        load_image("A" * 5000)
+
+
 def test_a_bomb_is_refused_unread():
     bomb = as_bytes(Image.new("1", (40_000, 40_000)), "PNG")
     assert len(bomb) < 1_000_000

@@ -147,6 +147,15 @@ def test_wrong_input_is_named(kind):
         make_processor()(**given)
 
 
+def test_boxes_may_be_arrays_or_tensors():
+    boxes = [[0.0, 0.25, 0.5, 1.0]]
+    images = [Image.new("RGB", (4, 4))] * 4
+    given = [np.array(boxes, dtype=np.float32), torch.tensor(boxes), [np.array(boxes[0])], boxes]
+    assert all(found["boxes"] == boxes for found in make_processor().extract_regions(images, given))
+    with pytest.raises(ValueError, match="post 1, field boxes: a list is wanted, not 5"):
+        make_processor().extract_regions(images[:2], [None, 5])
+
+
 def test_boxes_a_little_outside_are_clipped():
     (regions,) = make_processor().extract_regions([Image.new("RGB", (4, 4))], [[[-0.01, 0.2, 1.02, 0.2]]])
     assert regions["boxes"] == [[0.0, 0.2, 1.0, 0.2]]
