@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> dict:
         off = dict.fromkeys(("use_global", "use_objects", "use_spatial", "use_semantic"), False)
         model_arguments.model_config = model_arguments.model_config | off
     resumed = training_arguments.resume_from_checkpoint
-    if isinstance(resumed, str) and resumed.lower() in ("true", "auto"):
+    if str(resumed).lower() in ("true", "auto"):
         training_arguments.resume_from_checkpoint = last_whole_checkpoint(training_arguments.output_dir)
 
     model, processor = build(model_arguments, data, label_names)
