@@ -97,14 +97,15 @@ class HamLearningCRF(nn.Module):
         if emissions.shape[1] == 0:
             return emissions.new_zeros(emissions.shape[0], dtype=torch.float32)
         start, transitions, end = self._scores()
-        alpha = start + emissions[:, 0].float()
+        emissions = emissions.float()
+        alpha = start + emissions[:, 0]
         for step in range(1, emissions.shape[1]):
             alpha = torch.where(mask[:, step, None], self._advance(alpha, transitions, emissions[:, step]), alpha)
         return torch.logsumexp(alpha + end, dim=1).where(mask.any(1), 0)
 
     @staticmethod
     def _advance(alpha: Tensor, transitions: Tensor, emissions: Tensor) -> Tensor:
-        return torch.logsumexp(alpha[:, :, None] + transitions, dim=1) + emissions.float()
+        return torch.logsumexp(alpha[:, :, None] + transitions, dim=1) + emissions
 
     def decode(self, emissions: Tensor, mask: Tensor) -> list[list[int]]:
         """Best legal path of every post (Viterbi): label ids, as many as the post has words."""
@@ -135,7 +136,7 @@ class HamLearningCRF(nn.Module):
         emissions = emissions.double()
         alpha = [start + emissions[:, 0]]
         for step in range(1, emissions.shape[1]):
-            new = torch.logsumexp(alpha[-1][:, :, None] + transitions, dim=1) + emissions[:, step]
+            new = self._advance(alpha[-1], transitions, emissions[:, step])
             alpha.append(torch.where(mask[:, step, None], new, alpha[-1]))
         beta = [end.expand_as(alpha[0])]
         for step in range(emissions.shape[1] - 1, 0, -1):
