@@ -19,9 +19,8 @@ from datasets import Dataset, Features, Image
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
-from processors.image_loading import ImageError, load_image
 from processors.region_extraction import build_region_extractor, keep_best, no_regions
-from training.data import DataError, find_image, label_names, read_regions, read_splits, row_features, sha256
+from training.data import DataError, label_names, open_image, read_regions, read_splits, row_features, sha256
 from training.metric import MnerMetric
 
 ROWS_A_SHARD = 256
@@ -152,16 +151,11 @@ def prepare_split(
 def _rows(posts: list[dict], images: str | None, extract) -> tuple[dict[str, list], list[str]]:
     missing, pictures, files = [], [], []
     for post in posts:
-        path = find_image(Path(images), post.get("image") or post["id"]) if images else None
-        try:
-            pictures.append(load_image(path) if path else None)
-        except ImageError as error:
-            pictures.append(None)
-            missing.append(f"{post['id']} ({error})")
-        else:
-            if images and path is None:
-                missing.append(f"{post['id']} (no file)")
-        files.append({"bytes": path.read_bytes(), "path": path.name} if pictures[-1] is not None else None)
+        path, picture, problem = open_image(Path(images) if images else None, post)
+        if images and problem:
+            missing.append(f"{post['id']} ({problem})")
+        pictures.append(picture)
+        files.append(None if problem else {"bytes": path.read_bytes(), "path": path.name})
     present = [place for place, picture in enumerate(pictures) if picture is not None]
     found = extract([pictures[place] for place in present], [posts[place]["id"] for place in present])
     regions = dict(zip(present, found, strict=True))

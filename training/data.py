@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import PIL.Image
 from datasets import (
     ClassLabel,
     Dataset,
@@ -198,8 +199,7 @@ def dataset_of_posts(
         columns: dict[str, list] = {name: [] for name in names_of_columns}
         missing = []
         for post in tqdm(of_split, desc=f"{split}: images", disable=image_dir is None):
-            path = find_image(image_dir, post.get("image") or post["id"]) if image_dir else None
-            problem = _problem(path)
+            path, _, problem = open_image(image_dir, post)
             if image_dir and problem:
                 missing.append(f"{post['id']} ({problem})")
             of_post = regions.get(post["id"])
@@ -222,14 +222,15 @@ def dataset_of_posts(
     return DatasetDict(splits)
 
 
-def _problem(path: Path | None) -> str | None:
+def open_image(image_dir: Path | None, post: dict) -> tuple[Path | None, PIL.Image.Image | None, str | None]:
+    """A post's image file, its picture, and why there is no picture if there is none."""
+    path = find_image(image_dir, post.get("image") or post["id"]) if image_dir else None
     if path is None:
-        return "no file"
+        return None, None, "no file"
     try:
-        load_image(path)
+        return path, load_image(path), None
     except ImageError as error:
-        return str(error)
-    return None
+        return path, None, str(error)
 
 
 def row_features(names: list[str], with_regions: bool) -> Features:
