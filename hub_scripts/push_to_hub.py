@@ -25,9 +25,14 @@ REFERENCE = "reference.json"
 CARRIED = ("README.md", "curves.png")
 
 
+def reference_picture() -> Image.Image:
+    """The picture of the reference posts: made, so that nobody's photo goes into a repo."""
+    return Image.linear_gradient("L").resize((240, 160)).convert("RGB")
+
+
 def reference_posts() -> list[dict]:
     """Three posts that touch every path: a picture with the extractor's regions, one with given regions, none."""
-    picture = Image.linear_gradient("L").resize((240, 160)).convert("RGB")
+    picture = reference_picture()
     return [
         {"text": "Jordan is back at the court in New York tonight", "image": picture},
         {

@@ -19,7 +19,8 @@ from pathlib import Path
 from huggingface_hub import ModelCard, snapshot_download
 from safetensors import safe_open
 
-REFERENCE = "reference.json"
+from .push_to_hub import REFERENCE, reference_picture, reference_posts
+
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
 ABSOLUTE = re.compile(r"(?<![\w:/.~])/(?:home|root|tmp|work|Users|mnt|data|var|opt|srv|scratch)/[\w./-]+")
 NEEDED = ("config.json", "processor_config.json", "tokenizer.json", "README.md", REFERENCE)
@@ -59,7 +60,7 @@ def loaded(cls):
     return load
 def tag():
     ner = pipeline("mner", model=source, **options)
-    picture = Image.linear_gradient("L").resize((240, 160)).convert("RGB")
+    picture = Image.open("picture.png")
     given = [post | {"image": picture if post["image"] else None} for post in posts]
     return ner(given)
 step("config", lambda: type(AutoConfig.from_pretrained(source, **options)).__name__)
@@ -74,8 +75,6 @@ json.dump(found, open(result, "w"))
 
 def verify(source: str, revision: str | None = None) -> list[tuple[str, str | None]]:
     """Checks of a folder or a repo on the Hub: (name, what is wrong or `None`)."""
-    from .push_to_hub import reference_posts
-
     with tempfile.TemporaryDirectory() as scratch:
         is_folder = Path(source).is_dir()
         folder = (
@@ -165,6 +164,7 @@ def _card_problem(folder: Path) -> str | None:
 def _as_a_stranger(where: str, revision: str | None, posts: list[dict], scratch: Path) -> dict:
     result = scratch / "result.json"
     (scratch / "stranger.py").write_text(STRANGER)
+    reference_picture().save(scratch / "picture.png")
     kept = ("PATH", "HOME", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_DISABLE_XET", "OMP_NUM_THREADS", "LD_LIBRARY_PATH")
     environment = {name: os.environ[name] for name in kept if name in os.environ}
     environment |= {"HF_HOME": str(scratch / "cache"), "HF_MODULES_CACHE": str(scratch / "modules")}
