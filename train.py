@@ -32,17 +32,19 @@ def main(arguments: list[str] | None = None) -> dict:
     model_arguments, data_arguments, training_arguments = parse_arguments(
         sys.argv[1:] if arguments is None else arguments
     )
-    if not (training_arguments.do_train or training_arguments.do_eval or training_arguments.do_predict):
-        training_arguments.do_train = True
     _set_up_logging(training_arguments)
     set_seed(training_arguments.seed)
-
-    if not training_arguments.do_train:
+    if (training_arguments.do_eval or training_arguments.do_predict) and not training_arguments.do_train:
         raise ValueError(
             "nothing is trained: --do_eval and --do_predict score the model that --do_train makes; add it"
         )
+    training_arguments.do_train = True
 
     data, hashes = _load_data(data_arguments)
+    if training_arguments.do_eval:
+        _need(data, "validation", "--do_eval")
+    if training_arguments.do_predict:
+        _need(data, "test", "--do_predict")
     label_names = labels_of(next(iter(data.values())))
     if data_arguments.use_images is False:
         data = data.map(lambda row: row | {"image": None}, desc="images left out") if _has_images(data) else data
@@ -63,25 +65,17 @@ def main(arguments: list[str] | None = None) -> dict:
         compute_metrics=MnerScores(label_names, hashes.get("validation")),
         callbacks=_callbacks(training_arguments),
     )
-    results: dict = {}
-    if training_arguments.do_train:
-        outcome = trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)
-        trainer.save_state()
-        results |= outcome.metrics
+    results: dict = trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint).metrics
+    trainer.save_state()
     if training_arguments.do_eval:
-        _need(data, "validation", "--do_eval")
         results |= trainer.evaluate()
     if training_arguments.do_predict:
-        _need(data, "test", "--do_predict")
         results |= predict(trainer, data["test"], label_names, hashes.get("test"))
-    if training_arguments.do_train:
-        trainer.save_model()
+    trainer.save_model()
     if trainer.is_world_process_zero():
         folder = Path(training_arguments.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "all_results.json").write_text(json.dumps(results, indent=1))
-        if training_arguments.do_train:
-            _describe(folder, trainer, model_arguments, data_arguments, hashes, results, label_names)
+        _describe(folder, trainer, model_arguments, data_arguments, hashes, results, label_names)
     if training_arguments.push_to_hub:
         trainer.push_to_hub()
     return results
