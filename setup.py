@@ -2,6 +2,24 @@ from pathlib import Path
 
 from setuptools import setup
 
+# What not everyone needs: the demo page, bulk tagging, ONNX, the rivals that the benchmarks measure against.
+EXTRAS = {
+    "space": ["gradio>=6.31"],
+    "bulk": ["ray[data]>=2.60"],
+    "onnx": ["onnx>=1.23", "onnxruntime>=1.32", "onnxscript>=0.7"],
+    "bench": ["pytorch-crf>=0.7.2"],
+}
+DEV = [
+    "codespell>=2.4",
+    "hypothesis>=6.170",
+    "ipykernel>=7.4",
+    "nbclient>=0.11",
+    "peft>=0.21",
+    "pytest>=9.2",
+    "ruff>=0.17",
+    "selenium>=4.52",
+]
+
 setup(
     name="hamlearning",
     version="0.1.0",
@@ -28,5 +46,5 @@ setup(
         "tqdm>=4.70",
         "transformers>=5.23",
     ],
-    extras_require={"dev": ["codespell>=2.4", "peft>=0.21", "pytest>=9.2", "ruff>=0.17"]},
+    extras_require=EXTRAS | {"dev": DEV + [package for packages in EXTRAS.values() for package in packages]},
 )
