@@ -17,7 +17,7 @@ DEV = [
     "peft>=0.21",
     "pytest>=9.2",
     "ruff>=0.17",
-    "selenium>=4.52",
+    "selenium>=4.51",
 ]
 
 setup(
@@ -37,7 +37,7 @@ setup(
         "huggingface-hub>=2.4",
         "matplotlib>=3.11",
         "numpy>=2.4",
-        "pillow>=13.0",
+        "pillow>=12.0",
         "pyyaml>=6.0",
         "seqeval>=1.2.2",
         "timm>=1.0.31",
