@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import SequentialSampler
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from .metric import MnerMetric
 
@@ -21,6 +23,25 @@ PARTS = {"text_encoder": r"(^|\.)text_encoder\.", "vision_encoder": r"(^|\.)visi
 
 class NotFiniteError(RuntimeError):
     """The loss or a gradient is not a finite number: with the ids of the posts that it came from."""
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Posts of like length together, in an order that follows from the seed and the epoch alone.
+
+    transformers' own draws from each process's global random state and groups by the batch of one process: after an
+    epoch with dropout two processes would read different orders, a run resumed within a later epoch another one than
+    before, and the same global batch would hold other posts on another number of processes.
+    """
+
+    def __init__(self, lengths: list[int], global_batch_size: int, seed: int, epoch: Callable[[], int]):
+        self.lengths, self.global_batch_size, self.seed, self.epoch = lengths, global_batch_size, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch())
+        return iter(get_length_grouped_indices(self.lengths, self.global_batch_size, generator=generator))
 
 
 class MnerTrainer(Trainer):
@@ -61,6 +82,17 @@ class MnerTrainer(Trainer):
                 **options,
             )
         return self.optimizer
+
+    def _get_train_sampler(self, train_dataset=None):
+        args, rows = self.args, self.train_dataset if train_dataset is None else train_dataset
+        if args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        return LengthGroupedSampler(
+            list(rows[args.length_column_name]),
+            args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            args.seed if args.data_seed is None else args.data_seed,
+            lambda: int(self.state.epoch or 0),
+        )
 
     def _get_eval_sampler(self, eval_dataset):
         # In the order of the rows: the Trainer would group these by length too, and predictions would slide.
