@@ -14,6 +14,7 @@ from transformers.image_utils import load_image
 from .configuration_hamlearning import LEVELS
 from .drawing import draw
 
+OPTIONS = ("return_attention", "return_relevance")
 POST_FIELDS = ("text", "image", "boxes", "box_labels", "box_scores")
 # Posts are read this many batches ahead, so that a batch can be made of posts of like length.
 BATCHES_AHEAD = 16
@@ -32,6 +33,7 @@ class MnerPipeline(Pipeline):
     `relevance` (level → how far that level of the image was used, 0 without an image) and `region`: the one its words
     attend most, `{"box": {"xmin", "ymin", "xmax", "ymax"} in pixels of the original, "label", "score"}`, or `None`.
     With `return_attention=True` also `region_attention`: every region like that, with its `attention`.
+    With `return_relevance=True` a post's result is `{"entities": that list, "relevance": the post's, None without an image}`.
     """
 
     _load_processor = True
@@ -40,10 +42,12 @@ class MnerPipeline(Pipeline):
     _load_feature_extractor = False
     _load_video_processor = False
 
-    def _sanitize_parameters(self, return_attention: bool | None = None, **unknown):
-        if unknown:
-            raise TypeError(f'pipeline("mner") does not know {sorted(unknown)}; it takes batch_size, return_attention')
-        return {}, {}, {} if return_attention is None else {"return_attention": return_attention}
+    def _sanitize_parameters(self, **options):
+        if unknown := set(options) - set(OPTIONS):
+            raise TypeError(
+                f'pipeline("mner") does not know {sorted(unknown)}; it takes batch_size, {", ".join(OPTIONS)}'
+            )
+        return {}, {}, options
 
     def __call__(self, inputs, **kwargs):
         if isinstance(inputs, Iterable) and not isinstance(inputs, str | dict | list | tuple | Iterator):
@@ -154,9 +158,15 @@ class MnerPipeline(Pipeline):
                 yield first, last, path[first], inside
             first = last + 1
 
-    def postprocess(self, tagged: dict[str, Any], return_attention: bool = False) -> list[list[dict[str, Any]]]:
+    def postprocess(
+        self, tagged: dict[str, Any], return_attention: bool = False, return_relevance: bool = False
+    ) -> list[list[dict[str, Any]]] | list[dict[str, Any]]:
         results: list[list[dict[str, Any]]] = [[] for _ in tagged["posts"]]
-        relevance = tagged["relevance"].tolist()
+        levels = self.model.config.levels
+        relevance = [
+            {level: of_post[column] for column, level in enumerate(LEVELS) if level in levels}
+            for of_post in tagged["relevance"].tolist()
+        ]
         for (place, first, last, begin, _), score in zip(tagged["spans"], tagged["scores"].tolist(), strict=True):
             post = tagged["posts"][place]
             start, end = post["offsets"][first][0], post["offsets"][last][1]
@@ -170,16 +180,18 @@ class MnerPipeline(Pipeline):
                 "word": post["text"][start:end],
                 "start": start,
                 "end": end,
-                "relevance": {
-                    level: relevance[place][column]
-                    for column, level in enumerate(LEVELS)
-                    if level in self.model.config.levels
-                },
+                "relevance": dict(relevance[place]),
                 "region": best and {name: value for name, value in best.items() if name != "attention"},
             }
             if return_attention:
                 entity["region_attention"] = regions
             results[place].append(entity)
+        if return_relevance:
+            seen = tagged["features"]["has_image"].tolist()
+            return [
+                {"entities": entities, "relevance": of_post if has_image else None}
+                for entities, of_post, has_image in zip(results, relevance, seen, strict=True)
+            ]
         return results
 
     @staticmethod

@@ -10,13 +10,11 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
-from transformers import AutoConfig, BertConfig, pipeline
+from transformers import AutoConfig, pipeline
 
-import processors
 from modeling_hamlearning import MnerPipeline
 
-from ..tiny import tiny_tokenizer
-from .tiny_model import LABELS, tiny_model
+from .tiny_model import LABELS, saved_tiny_model
 
 FIELDS = ["entity_group", "score", "word", "start", "end", "relevance", "region"]
 
@@ -24,14 +22,7 @@ FIELDS = ["entity_group", "score", "word", "start", "end", "relevance", "region"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    tokenizer = tiny_tokenizer("bert")
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=64,
-    )  # fmt: skip
-    tiny_model(text_config=config).save_pretrained(folder)
-    image_processor = processors.HamLearningImageProcessor(size={"height": 64, "width": 64})
-    processors.HamLearningProcessor(tokenizer=tokenizer, image_processor=image_processor).save_pretrained(folder)
+    saved_tiny_model(folder)
     Image.effect_noise((90, 50), 90).convert("RGB").save(folder / "photo.png")
     return folder
 

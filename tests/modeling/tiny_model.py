@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from transformers import BertConfig
 
+import processors
 from modeling_hamlearning import HamLearningConfig, HamLearningForTokenClassification
+
+from ..tiny import tiny_tokenizer
 
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
@@ -37,6 +42,19 @@ def tiny_model(seed: int = 0, **config) -> HamLearningForTokenClassification:
             if parameter.ndim > 1 and "vision_encoder" not in name:
                 parameter.normal_(std=0.05 if "relevance" in name else 0.3)
     return model
+
+
+def saved_tiny_model(folder: Path) -> Path:
+    """Model and processor as a repo on the Hub holds them."""
+    tokenizer = tiny_tokenizer("bert")
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    tiny_model(text_config=config).save_pretrained(folder)
+    image_processor = processors.HamLearningImageProcessor(size={"height": 64, "width": 64})
+    processors.HamLearningProcessor(tokenizer=tokenizer, image_processor=image_processor).save_pretrained(folder)
+    return folder
 
 
 def random_batch(

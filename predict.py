@@ -1,0 +1,588 @@
+"""Tag posts in bulk: `python predict.py --model outputs/demo/model --data posts.parquet --output tagged`.
+
+The same command starts Ray on this machine or, with `--address auto`, joins a cluster. Reading, sharding, scheduling,
+retries and writing are Ray Data's. Killed, the same command goes on where it was.
+
+`--data` is parquet (files, a folder, or an address such as s3://…), JSONL, the field's CoNLL form, a data set saved by
+`datasets`, or a name on the Hub. A post has `id`, `tokens` or `text`, and maybe `image` (the picture's bytes, or its name in the
+folder `--images`), `boxes`, `box_labels`, `box_scores`; one that names no image gets the file of `--images` with its id, if any.
+
+`--output` holds `data/*.parquet` with a row a post: `id`, `entities`, `relevance` (null without a picture), `error`. A post
+that cannot be tagged has no entities and an `error`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import torch
+from filelock import FileLock, Timeout
+from transformers import AutoConfig, pipeline
+from transformers.utils import HF_MODULES_CACHE
+
+from modeling_hamlearning.configuration_hamlearning import LEVELS
+from training.data import DataError, dataset_of_posts, find_image, find_splits, read_splits
+from training.fetching import fetch
+
+try:
+    import ray
+    from ray.data import Datasource, ReadTask
+    from ray.data.block import BlockMetadata
+    from ray.data.checkpoint import CheckpointConfig
+except ImportError as error:
+    raise SystemExit(f"predict.py needs Ray Data ({error}): pip install 'hamlearning[bulk]'") from error
+
+FIELDS = ("image", "boxes", "box_labels", "box_scores")
+REGION = pa.struct(
+    [
+        ("box", pa.struct([(side, pa.float32()) for side in ("xmin", "ymin", "xmax", "ymax")])),
+        ("label", pa.string()),
+        ("score", pa.float32()),
+    ]
+)
+ENTITY = pa.struct(
+    [
+        ("entity_group", pa.string()),
+        ("score", pa.float32()),
+        ("word", pa.string()),
+        ("start", pa.int32()),
+        ("end", pa.int32()),
+        ("region", REGION),
+    ]
+)
+COLUMNS = {
+    "entities": pa.list_(ENTITY),
+    "relevance": pa.struct([(level, pa.float32()) for level in LEVELS]),
+    "error": pa.string(),
+}
+JSON_LINES = pa.schema([("id", pa.string()), ("json", pa.binary())])
+# Names that readers of parquet folders pass over.
+SETTINGS, CHECKPOINT, LOCK = "_predict.json", "_checkpoint", "_lock"
+ROWS_A_READ, ROWS_A_TABLE = 10_000, 1000
+ROOT = Path(__file__).resolve().parent
+# Ray needs room beside the taggers to read, to write and, after a kill, to leave out the posts that are done.
+OTHER_CPUS = 3
+PROGRESS_SECONDS = 10
+FETCHES_AT_ONCE = 8
+# A post that kills its worker every time ends the run; Ray's own default is to try for ever.
+RETRIES = 5
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Tagger:
+    """A Ray actor that holds the pipeline and turns a table of posts into a table of results."""
+
+    def __init__(self, model: str, revision: str | None, images: str | None, allow_urls: bool, batch_size: int):
+        self.images, self.allow_urls, self.batch_size = images and Path(images), allow_urls, batch_size
+        # transformers copies the model's code to a folder that the machine's actors share.
+        Path(HF_MODULES_CACHE).mkdir(parents=True, exist_ok=True)
+        with FileLock(Path(HF_MODULES_CACHE, ".hamlearning.lock")):
+            device = 0 if torch.cuda.is_available() else -1
+            options = {"revision": revision, "trust_remote_code": True, "device": device, "return_relevance": True}
+            self.ner = pipeline("mner", model=model, **options)
+        self.threads = ThreadPoolExecutor(FETCHES_AT_ONCE)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        rows = [_parse(row) for row in table.to_pylist()]
+        results: list[dict] = [{}] * len(rows)
+        by_length = sorted(range(len(rows)), key=lambda place: _length(rows[place]))
+        for first in range(0, len(rows), self.batch_size):
+            places = by_length[first : first + self.batch_size]
+            posts = list(self.threads.map(self._post, [rows[place] for place in places]))
+            tagged = iter(self._tag([post for post in posts if not isinstance(post, Exception)]))
+            for place, post in zip(places, posts, strict=True):
+                results[place] = _row(post if isinstance(post, Exception) else next(tagged))
+        columns = [pa.array([result[name] for result in results], type=kind) for name, kind in COLUMNS.items()]
+        return pa.table([table["id"], *columns], names=["id", *COLUMNS])
+
+    def _post(self, row: dict | Exception) -> dict | Exception:
+        """A row as the pipeline takes it, its picture as bytes or as a file that may be opened; or what is wrong with it."""
+        if isinstance(row, Exception):
+            return row
+        try:
+            text = row["tokens"] if row.get("tokens") is not None else row.get("text")
+            given = {name: row[name] for name in FIELDS if row.get(name) is not None}
+            return {"text": text} | given | {"image": self._image(given.get("image"), row["id"])}
+        except Exception as error:  # whatever a row holds: it becomes the row's own error
+            return error
+
+    def _image(self, image: Any, name: str) -> Any:
+        """The picture itself or its file. Only here do paths and URLs of posts become something to open."""
+        if isinstance(image, dict):
+            image = image["bytes"] if image.get("bytes") is not None else image.get("path")
+        if isinstance(image, str):
+            if image.startswith(("http://", "https://")):
+                if not self.allow_urls:
+                    raise DataError(f"field image: is a URL, which is fetched only with --allow_urls: {image:.200}")
+                return fetch(image)
+            if self.images is None:
+                raise DataError(f"field image: {image!r:.200} is a file, but no folder was given: --images DIR")
+            if (path := find_image(self.images, image)) is None:
+                raise DataError(f"field image: there is no file {image!r:.200} in {self.images}")
+            return path
+        if image is None and self.images is not None:
+            return find_image(self.images, str(name))
+        return image
+
+    def _tag(self, posts: list[dict]) -> list[dict | Exception]:
+        """Results of posts; where one raises, the halves are tried apart, down to the post that is at fault."""
+        if not posts:
+            return []
+        try:
+            return self.ner(posts, batch_size=len(posts))
+        except torch.AcceleratorError:
+            raise  # the device is broken, not the post: the run ends, and goes on when the command is given again
+        except Exception as error:
+            if len(posts) == 1:
+                return [error]
+            half = len(posts) // 2
+            return self._tag(posts[:half]) + self._tag(posts[half:])
+
+
+def _parse(row: dict) -> dict | Exception:
+    """A row's fields: those of its columns, or of its line of JSON."""
+    if "json" not in row:
+        return row
+    try:
+        fields = json.loads(row["json"])
+        return fields | {"id": row["id"]}
+    except (ValueError, TypeError, RecursionError) as error:
+        return DataError(f"is no line of JSON with a post: {error}")
+
+
+def _length(row: dict | Exception) -> int:
+    text = None if isinstance(row, Exception) else row.get("tokens") or row.get("text")
+    return len(text) if isinstance(text, list | str) else 0
+
+
+def _row(result: dict | Exception) -> dict[str, Any]:
+    """A result as a row of the output."""
+    if isinstance(result, Exception):
+        kind = "" if isinstance(result, ValueError) else f"{type(result).__name__}: "
+        # The pipeline names a post by its place in the batch; here the row's id does.
+        reason = re.sub(r"^post 0(, |: )", "", str(result))
+        return {"entities": None, "relevance": None, "error": _clean(f"{kind}{reason}"[:500])}
+    entities = [entity | {"word": _clean(entity["word"])} for entity in result["entities"]]
+    return {"entities": entities, "relevance": result["relevance"], "error": None}
+
+
+def _clean(text: str) -> str:
+    """Text that can be written: a lone surrogate of a JSON escape cannot."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
+# What is read
+
+
+class Tables(Datasource):
+    """What Ray has no reader for, as functions that yield Arrow tables: one read task each."""
+
+    def __init__(self, parts: list[Callable[[], Iterable[pa.Table]]]):
+        self.parts = parts
+
+    def estimate_inmemory_data_size(self) -> None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, per_task_row_limit=None, data_context=None) -> list[ReadTask]:
+        metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        return [ReadTask(part, metadata, per_task_row_limit=per_task_row_limit) for part in self.parts]
+
+
+class Posts(NamedTuple):
+    """The posts of `--data`: how Ray reads them, their ids, and a fingerprint by which other data are told from them."""
+
+    read: Callable[[], ray.data.Dataset]
+    ids: Callable[[], pa.ChunkedArray]
+    fingerprint: str
+
+
+def open_data(name: str, split: str | None) -> Posts:
+    """Find the posts of `--data`.
+
+    Raises:
+        DataError: there is no such data, or it has no posts' columns.
+    """
+    path = Path(name)
+    splits = find_splits(path) if path.exists() else {}
+    if "://" in name or path.suffix == ".parquet" or (path.is_dir() and any(path.rglob("*.parquet"))):
+        found = pyarrow.dataset.dataset(name, format="parquet")
+        columns = _columns(found.schema.names, name)
+        infos = found.filesystem.get_file_info(found.files)
+        fingerprint = _fingerprint([(info.path, info.size, info.mtime_ns) for info in infos])
+        return Posts(
+            lambda: ray.data.read_parquet(name).select_columns(columns),
+            lambda: found.to_table(["id"])["id"],
+            fingerprint,
+        )
+    if path.suffix == ".jsonl" or (path.is_dir() and not splits and any(path.glob("*.jsonl"))):
+        files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
+    elif splits:
+        files = list(_of_split(splits, split, name).values())
+    elif path.is_dir():
+        return _rows(datasets.load_from_disk(name), split, name)
+    else:
+        return _rows(datasets.load_dataset(name), split, name)
+    if all(file.suffix == ".jsonl" for file in files):
+        posts = _tables([partial(_json_lines, file) for file in files], "")
+    else:
+        beside = files[0].parent / "regions.jsonl"
+        conll = {file.name: read_splits(file)[0]["train"] for file in files}
+        posts = _rows(dataset_of_posts(conll, None, beside if beside.is_file() else None), None, name)
+    return posts._replace(fingerprint=_fingerprint([(str(file), *_stat(file)) for file in files]))
+
+
+def _rows(data: datasets.Dataset | datasets.DatasetDict, split: str | None, name: str) -> Posts:
+    """Posts of a data set of `datasets`, whose pictures stay undecoded."""
+    splits = _of_split(data, split, name) if isinstance(data, dict) else {"": data}
+    parts = []
+    for rows in splits.values():
+        rows = rows.select_columns(_columns(rows.column_names, name))
+        if isinstance(rows.features.get("image"), datasets.Image):
+            rows = rows.cast_column("image", datasets.Image(decode=False))
+        count = max(1, len(rows) // ROWS_A_READ)
+        shards = (rows.shard(count, index, contiguous=True) for index in range(count))
+        parts += [partial(_arrow, shard) for shard in shards]
+    return _tables(parts, _fingerprint([rows._fingerprint for rows in splits.values()]))
+
+
+def _tables(parts: list[Callable[[], Iterable[pa.Table]]], fingerprint: str) -> Posts:
+    return Posts(
+        lambda: ray.data.read_datasource(Tables(parts), override_num_blocks=len(parts)),
+        lambda: pa.chunked_array([chunk for part in parts for table in part() for chunk in table["id"].chunks]),
+        fingerprint,
+    )
+
+
+def _of_split(splits: dict, split: str | None, name: str) -> dict:
+    if split is not None and split not in splits:
+        raise DataError(f"--split: {name} has {', '.join(splits)}, not {split}")
+    return splits if split is None else {split: splits[split]}
+
+
+def _fingerprint(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _stat(file: Path) -> tuple[int, int]:
+    return file.stat().st_size, file.stat().st_mtime_ns
+
+
+def _columns(names: list[str], where: str) -> list[str]:
+    """The columns of a post among those there are."""
+    if "id" not in names or not {"text", "tokens"} & set(names):
+        raise DataError(f"{where}: has the columns {', '.join(names)}; a post has id, and tokens or text")
+    return [name for name in names if name in ("id", "tokens", "text", *FIELDS)]
+
+
+def _arrow(rows: datasets.Dataset) -> Iterator[pa.Table]:
+    yield from rows.with_format("arrow").iter(ROWS_A_TABLE)
+
+
+def _json_lines(file: Path) -> Iterator[pa.Table]:
+    """Lines of a file with their ids. A line without a readable id is named by its place, and judged by the tagger."""
+    ids, lines = [], []
+    with open(file, "rb") as opened:
+        for number, line in enumerate(opened, start=1):
+            if not line.strip():
+                continue
+            ids.append(_id_of_line(line) or f"{file.name}, line {number}")
+            lines.append(line)
+            if len(ids) == ROWS_A_TABLE:
+                yield pa.table({"id": ids, "json": lines}, schema=JSON_LINES)
+                ids, lines = [], []
+    yield pa.table({"id": ids, "json": lines}, schema=JSON_LINES)
+
+
+def _id_of_line(line: bytes) -> str | None:
+    try:
+        name = json.loads(line)["id"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return _clean(str(name)) if isinstance(name, str | int) and name != "" else None
+
+
+def count_posts(ids: pa.ChunkedArray) -> int:
+    """Number of posts, each with an id of its own: by it a run that goes on knows what is done.
+
+    Raises:
+        DataError: an id is missing or not unique.
+    """
+    if ids.null_count:
+        raise DataError(
+            f"--data: {ids.null_count:,} posts of {len(ids):,} have no id; every post needs one of its own"
+        )
+    if not len(ids):
+        raise DataError("--data: holds no posts")
+    counts = pc.value_counts(ids)
+    if len(counts) < len(ids):
+        first = next(count for count in counts if count["counts"].as_py() > 1)
+        raise DataError(
+            f"--data: {len(ids) - len(counts):,} posts of {len(ids):,} share an id with another, "
+            f"e.g. {first['values'].as_py()!r} stands {first['counts']} times; ids have to be unique"
+        )
+    return len(ids)
+
+
+# What is written
+
+
+def claim(output: Path, settings: dict, overwrite: bool) -> dict:
+    """Take an empty folder, or go on in one of the same model, data and settings; returns what is known of the run.
+
+    Raises:
+        DataError: the folder holds something else.
+    """
+    mark = output / SETTINGS
+    if mark.is_file():
+        known = json.loads(mark.read_text())
+        different = [name for name, value in settings.items() if known["settings"].get(name) != value]
+        if not different and not overwrite:
+            return known
+        if not overwrite:
+            raise DataError(
+                f"{output} holds the results of another {' and '.join(different)}: "
+                "choose another --output, or --overwrite to remove them"
+            )
+        mark.unlink()  # first: without it nothing that is left counts as a result
+        for folder in ("data", CHECKPOINT):
+            shutil.rmtree(output / folder, ignore_errors=True)
+    elif output.is_dir() and any(path.name != LOCK for path in output.iterdir()):
+        raise DataError(f"{output} is not empty and not from predict.py: choose another --output")
+    known = {"settings": settings, "posts": None, "complete": False}
+    save(output, known)
+    return known
+
+
+def save(output: Path, known: dict):
+    unfinished = output / f"{SETTINGS}.unfinished"
+    unfinished.write_text(json.dumps(known, indent=1))
+    unfinished.replace(output / SETTINGS)
+
+
+def keep_whole(output: Path):
+    """Remove what a kill left between a file of results and the checkpoint that vouches for it.
+
+    Ray writes a pending checkpoint, the results, then renames the checkpoint. Results count only if exactly the renamed
+    one is there. Ray does the same for pending ones; this also covers a retried write, where both are there.
+    """
+    stems: dict[str, set[str]] = {"data": set(), CHECKPOINT: set(), "pending": set()}
+    files = [*output.glob("data/*.parquet"), *output.glob(f"{CHECKPOINT}/*.parquet")]
+    for file in files:
+        pending = file.name.endswith(".pending.parquet")
+        stems["pending" if pending else file.parent.name].add(_stem(file))
+    whole = (stems["data"] & stems[CHECKPOINT]) - stems["pending"]
+    for file in files:
+        if _stem(file) not in whole:
+            file.unlink()
+
+
+def _stem(file: Path) -> str:
+    """What a file of results and its checkpoint share: `3f…e1_000012` of `3f…e1_000012-0.parquet`."""
+    return re.split(r"[-.]", file.name)[0]
+
+
+class Progress(threading.Thread):
+    """Prints how many posts are safely written, at what rate, and how long the rest will take."""
+
+    def __init__(self, output: Path, total: int):
+        super().__init__(daemon=True)
+        self.folder, self.total, self.stopped = output / CHECKPOINT, total, threading.Event()
+        self.seen: set[str] = set()
+        self.begun, self.before = time.monotonic(), self.count()
+        if self.before:
+            print(f"going on: {self.before:,} of {total:,} posts are done", flush=True)
+        self.done = self.before
+
+    def count(self) -> int:
+        """Rows of the checkpoints that were not seen before."""
+        new = [file for file in self.folder.glob("*.parquet") if not file.name.endswith(".pending.parquet")]
+        new = [file for file in new if file.name not in self.seen]
+        self.seen |= {file.name for file in new}
+        return sum(pq.read_metadata(file).num_rows for file in new)
+
+    def run(self):
+        while not self.stopped.wait(PROGRESS_SECONDS):
+            self.done += self.count()
+            print(self.line(), flush=True)
+
+    def line(self) -> str:
+        rate = (self.done - self.before) / (time.monotonic() - self.begun)
+        left = f"{_duration((self.total - self.done) / rate)} left" if rate else "…"
+        share = self.done / self.total if self.total else 1
+        return f"{self.done:,} of {self.total:,} posts ({share:.1%}), {rate:,.1f} a second, {left}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
+
+
+# The run
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    options = _options(arguments)
+    output = Path(options.output)
+    revision, model_hash = _model(options.model, options.revision)
+    posts = open_data(options.data, options.split)
+    settings = {
+        "model": [options.model, model_hash],
+        "data": [options.data, options.split, posts.fingerprint],
+        "images": options.images and str(Path(options.images).resolve()),
+        "allow_urls": options.allow_urls,
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(output / LOCK, timeout=0):
+            known = claim(output, settings, options.overwrite)
+            if known["complete"]:
+                print(f"nothing to do: {output} is complete")
+                return output
+            if known["posts"] is None:
+                known["posts"] = count_posts(posts.ids())
+                save(output, known)
+            with _ray(options):
+                _run(options, output, known, posts, revision)
+    except Timeout as error:
+        raise DataError(f"{output}: another predict.py writes there") from error
+    return output
+
+
+def _run(options: argparse.Namespace, output: Path, known: dict, posts: Posts, revision: str | None):
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    keep_whole(output)
+    workers, gpus = _workers(options)
+    progress = Progress(output, known["posts"])
+    rows = posts.read()
+    # A path that looks the same from every machine; Ray's own deletion at the end comes before ours to say "complete".
+    rows.context.checkpoint_config = CheckpointConfig(
+        "id", str((output / CHECKPOINT).resolve()), delete_checkpoint_on_success=False
+    )
+    rows.context.enable_progress_bars = False
+    progress.start()
+    try:
+        rows.repartition(target_num_rows_per_block=options.block_rows).map_batches(
+            Tagger,
+            fn_constructor_args=(options.model, revision, options.images, options.allow_urls, options.batch_size),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            num_cpus=1,
+            num_gpus=gpus,
+            max_task_retries=RETRIES,
+        ).write_parquet(str((output / "data").resolve()))
+    finally:
+        progress.stopped.set()
+        progress.join()
+        keep_whole(output)
+    results = pyarrow.dataset.dataset(output / "data", format="parquet")
+    written, failed = results.count_rows(), results.count_rows(filter=pc.field("error").is_valid())
+    if written != known["posts"]:
+        raise RuntimeError(
+            f"{output} holds {written:,} rows for {known['posts']:,} posts: was --data changed meanwhile?"
+        )
+    save(output, known | {"complete": True})
+    shutil.rmtree(output / CHECKPOINT)
+    progress.done += progress.count()
+    print(f"done: {written:,} posts in {output}, {failed:,} of them with an error")
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder, or repo on the Hub; its code is run")
+    parser.add_argument("--revision", help="commit, tag or branch of a model on the Hub")
+    parser.add_argument("--data", required=True, help="posts: see above")
+    parser.add_argument("--split", help="only this split of the data")
+    parser.add_argument("--images", help="folder of the posts' pictures; no post can name one outside it")
+    parser.add_argument("--output", required=True, help="folder of the results, seen by every machine")
+    parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in --output")
+    parser.add_argument(
+        "--address", help="Ray cluster to join, e.g. auto; a Ray of its own on this machine if not given"
+    )
+    parser.add_argument("--workers", type=int, help="taggers at once; as many as GPUs or else CPUs if not given")
+    parser.add_argument("--gpus", type=float, help="share of a GPU a tagger gets; 1 if there are any, 0 for the CPU")
+    parser.add_argument("--batch_size", type=int, default=32, help="posts in one call of the model (default 32)")
+    parser.add_argument("--block_rows", type=int, default=1000, help="posts a kill can lose a tagger (default 1000)")
+    parser.add_argument("--allow_urls", action="store_true", help="fetch pictures that posts name by URL")
+    options = parser.parse_args(arguments)
+    if options.images and not Path(options.images).is_dir():
+        raise DataError(f"--images: there is no folder {options.images}")
+    return options
+
+
+def _model(name: str, revision: str | None) -> tuple[str | None, str]:
+    """The commit of a model on the Hub, or none, and a hash of what the model is."""
+    folder = Path(name)
+    if not folder.is_dir():
+        commit = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=True)._commit_hash
+        return commit, commit
+    if not (folder / "config.json").is_file():
+        raise DataError(f"--model: {name} has no config.json, so it is no saved model")
+    hashes = []
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".py", ".safetensors", ".txt", ".model"):
+            with open(file, "rb") as opened:
+                hashes.append((file.name, hashlib.file_digest(opened, "sha256").hexdigest()))
+    return None, _fingerprint(hashes)
+
+
+@contextmanager
+def _ray(options: argparse.Namespace) -> Iterator[None]:
+    """Ray on this machine, or the cluster's; one that the caller has started is used as it is."""
+    if ray.is_initialized():
+        yield
+        return
+    if options.address:
+        ours = [str(ROOT / name) for name in ("modeling_hamlearning", "processors", "training")]
+        ray.init(options.address, runtime_env={"py_modules": ours}, log_to_driver=False)
+    else:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        taggers = options.workers or os.cpu_count()
+        ray.init(num_cpus=taggers + OTHER_CPUS, include_dashboard=False, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _workers(options: argparse.Namespace) -> tuple[int, float]:
+    """How many taggers, and the GPUs of each."""
+    there = ray.cluster_resources()
+    gpus = options.gpus if options.gpus is not None else min(1.0, there.get("GPU", 0))
+    room = int(there["CPU"]) - OTHER_CPUS
+    workers = options.workers or min(room, int(there.get("GPU", 0) / gpus) if gpus else room)
+    if workers > room or workers < 1:
+        raise DataError(
+            f"--workers: {max(workers, 1)} taggers and {OTHER_CPUS} CPUs for reading and writing do not fit Ray's "
+            f"{int(there['CPU'])} CPUs: fewer --workers, or a Ray with more --num-cpus"
+        )
+    return workers, gpus
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except DataError as error:
+        sys.exit(f"predict.py: {error}")
