@@ -393,5 +393,6 @@ def test_a_run_stopped_at_its_end_goes_on_with_what_is_missing(tmp_path, model, 
     assert not (output / "_checkpoint").exists()
     main(command)
     assert "nothing to do" in capsys.readouterr().out
+    (tmp_path / "other.jsonl").write_text('{"id": "a", "text": "Jordan"}')
     with pytest.raises(DataError, match="another data"):
-        main([*command, "--data", write_form("parquet folder", tmp_path)[0]])
+        main([*command, "--data", str(tmp_path / "other.jsonl")])
