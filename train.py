@@ -41,11 +41,12 @@ def main(arguments: list[str] | None = None) -> dict:
     training_arguments.do_train = True
 
     data, hashes = _load_data(data_arguments)
+    _need(data, "train", "training")
     if training_arguments.do_eval:
         _need(data, "validation", "--do_eval")
     if training_arguments.do_predict:
         _need(data, "test", "--do_predict")
-    label_names = labels_of(next(iter(data.values())))
+    label_names = labels_of(data["train"])
     if data_arguments.use_images is False:
         data = data.map(lambda row: row | {"image": None}, desc="images left out") if _has_images(data) else data
         off = dict.fromkeys(("use_global", "use_objects", "use_spatial", "use_semantic"), False)
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> dict:
         model=model,
         args=training_arguments,
         data_collator=MnerCollator(processor),
-        train_dataset=data.get("train"),
+        train_dataset=data["train"],
         eval_dataset=data.get("validation"),
         processing_class=processor,
         compute_metrics=MnerScores(label_names, hashes.get("validation")),

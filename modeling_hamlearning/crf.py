@@ -84,7 +84,7 @@ class HamLearningCRF(nn.Module):
     def score(self, emissions: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         """Score of one path a post, (B,); 0 for a post without words."""
         if emissions.shape[1] == 0:
-            return emissions.new_zeros(emissions.shape[0], dtype=torch.float32)
+            return emissions.float().sum((1, 2))  # 0, with a gradient to it
         start, transitions, end = self._scores()
         labels = labels.where(mask, 0)
         words = emissions.float().gather(2, labels[..., None]).squeeze(2).where(mask, 0).sum(1)
@@ -95,7 +95,7 @@ class HamLearningCRF(nn.Module):
     def log_partition(self, emissions: Tensor, mask: Tensor) -> Tensor:
         """Log-sum of the scores of all legal paths, (B,); 0 for a post without words."""
         if emissions.shape[1] == 0:
-            return emissions.new_zeros(emissions.shape[0], dtype=torch.float32)
+            return emissions.float().sum((1, 2))  # 0, with a gradient to it
         start, transitions, end = self._scores()
         emissions = emissions.float()
         alpha = start + emissions[:, 0]

@@ -780,8 +780,9 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
             word_mask = torch.ones_like(word_positions) if word_mask is None else word_mask
             with torch.autocast(logits.device.type, enabled=False):
                 nll = self.crf(logits, labels, word_mask.bool()).sum()
-            words = (labels >= 0).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-            loss = nll / words
+            words = (labels >= 0).sum() if num_items_in_batch is None else num_items_in_batch
+            # A batch of posts without a word has a loss of 0.
+            loss = nll / torch.as_tensor(words, device=nll.device).clamp(min=1)
         result = HamLearningTokenClassifierOutput(
             loss=loss,
             logits=logits,

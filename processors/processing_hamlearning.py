@@ -141,7 +141,9 @@ class HamLearningProcessor(ProcessorMixin):
             return [split_words(text)[0]], True
         if not isinstance(text, list | tuple):
             raise ValueError(f"text: a string, strings or lists of words are wanted, not {type(text).__name__}")
-        single = is_split_into_words and all(isinstance(item, str) for item in text) and len(text) > 0
+        if len(text) == 0:
+            raise ValueError("text: an empty list; at least one post is wanted")
+        single = is_split_into_words and all(isinstance(item, str) for item in text)
         items = [list(text)] if single else list(text)
         posts = []
         for index, item in enumerate(items):

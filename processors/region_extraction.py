@@ -120,6 +120,8 @@ def check_regions(boxes: Any, box_labels: Any, box_scores: Any, where: str) -> R
         if values is not None and not isinstance(values, list | tuple):
             raise ValueError(f"{where}, field {field}: a list is wanted, not {values!r:.80}")
     boxes, box_labels, box_scores = given.values()
+    if boxes is None:
+        raise ValueError(f"{where}, field boxes: a list is wanted, not None")
     boxes = [box.tolist() if hasattr(box, "tolist") else list(box) if isinstance(box, tuple) else box for box in boxes]
     box_labels = [""] * len(boxes) if box_labels is None else ["" if label is None else label for label in box_labels]
     box_scores = [1.0] * len(boxes) if box_scores is None else list(box_scores)
@@ -131,7 +133,10 @@ def check_regions(boxes: Any, box_labels: Any, box_scores: Any, where: str) -> R
         field = f"{where}, field boxes, box {index}"
         if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
             raise ValueError(f"{field}: four numbers x1, y1, x2, y2 are wanted, not {box!r:.80}")
-        x1, y1, x2, y2 = (float(side) for side in box)
+        try:
+            x1, y1, x2, y2 = (float(side) for side in box)
+        except OverflowError as error:
+            raise ValueError(f"{field}: {str(box):.80} has a number without bound") from error
         if not all(math.isfinite(side) for side in (x1, y1, x2, y2)):
             raise ValueError(f"{field}: {box} has a value that is not finite")
         if x1 > x2 or y1 > y2:
@@ -143,7 +148,7 @@ def check_regions(boxes: Any, box_labels: Any, box_scores: Any, where: str) -> R
         if not isinstance(label, str):
             raise ValueError(f"{where}, field box_labels, box {index}: a string is wanted, not {label!r:.80}")
     for index, score in enumerate(box_scores):
-        if not isinstance(score, int | float) or not math.isfinite(score):
+        if not isinstance(score, int | float) or not -1e30 < score < 1e30:
             raise ValueError(f"{where}, field box_scores, box {index}: a finite number is wanted, not {score!r:.80}")
     return {"boxes": checked, "box_labels": list(box_labels), "box_scores": [float(score) for score in box_scores]}
 

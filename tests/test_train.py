@@ -6,13 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModel, BertConfig, pipeline
+from transformers import AutoModel, BertConfig, TrainerState, pipeline
 
 import train
 from processors import HamLearningImageProcessor, HamLearningProcessor
@@ -263,3 +264,70 @@ def test_rows_with_a_wrong_number_of_labels_are_named():
 def test_scoring_without_training_is_refused(tmp_path):
     with pytest.raises(ValueError, match="nothing is trained"):
         run(tmp_path, "--do_train", "false", "--do_eval", "true")
+
+
+def test_text_stays_text_and_numbers_are_numbers(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "text: 2017\nlearning_rate: 3e-5\nmodel_config: {initializer_range: 2e-2, a: [1E3, x1e5]}\n"
+    )
+    model, data, training = parse_arguments(
+        [
+            str(tmp_path / "a.yaml"),
+            "--output_dir",
+            "1e5",
+            "--data_path",
+            "7",
+            "--model_config",
+            "{fusion_dropout: 1e-1}",
+        ]
+    )
+    assert model.model_config == {"initializer_range": 0.02, "a": [1000.0, "x1e5"], "fusion_dropout": 0.1}
+    assert (training.output_dir, data.data_path, model.text) == ("1e5", "7", "2017")
+    assert parse_arguments(["--output_dir", "inf", "--text", "nan", "--image_dir", "null"])[1].image_dir is None
+
+
+def test_training_without_a_train_split_is_refused(tmp_path):
+    """It was a KeyError."""
+    (tmp_path / "test.txt").write_text("IMGID:a\nx\tO\n")
+    with pytest.raises(ValueError, match="training needs a train split; the data has test"):
+        run(tmp_path / "out", "--data_path", str(tmp_path), "--do_eval", "false")
+
+
+def test_posts_without_a_word_can_be_trained_on(tmp_path):
+    """Their batch had a loss of 0 / 0, and no gradient."""
+    rows = [
+        {"id": f"p{place}", "tokens": [] if place % 4 < 2 else ["x"], "labels": [] if place % 4 < 2 else ["B-A"]}
+        for place in range(8)
+    ]
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    results = run(tmp_path / "out", "--data_path", str(tmp_path), "--do_eval", "false", "--max_steps", "4",
+                  "--per_device_train_batch_size", "2", "--eval_strategy", "no", "--save_strategy", "no")  # fmt: skip
+    losses = [
+        entry["loss"]
+        for entry in json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+        if "loss" in entry
+    ]
+    assert 0 in losses and results["train_loss"] > 0
+
+
+def test_the_order_of_the_posts_follows_from_seed_and_epoch_alone(tmp_path):
+    data = planted_dataset(900, 0, "global").remove_columns("image")
+    data = data.add_column("length", [len(tokens) for tokens in data["tokens"]])
+    orders = {}
+    for name, arguments, world, epoch in (
+        ("one", {"per_device_train_batch_size": 8}, 1, 0.0),
+        ("four", {"per_device_train_batch_size": 2}, 4, 0.0),
+        ("gathered", {"gradient_accumulation_steps": 8, "per_device_train_batch_size": 1}, 1, 0.0),
+        ("later", {"per_device_train_batch_size": 8}, 1, 1.0),
+        ("resumed", {"per_device_train_batch_size": 8}, 1, 1.37),
+    ):
+        torch.manual_seed(len(orders))
+        trainer = train.MnerTrainer.__new__(train.MnerTrainer)
+        trainer.train_dataset, trainer.state = data, TrainerState(epoch=epoch)
+        trainer.args = SimpleNamespace(**{
+            "train_sampling_strategy": "group_by_length", "length_column_name": "length", "seed": 1, "data_seed": None,
+            "gradient_accumulation_steps": 1, "world_size": world, "train_batch_size": arguments["per_device_train_batch_size"],
+        } | arguments)  # fmt: skip
+        orders[name] = list(trainer._get_train_sampler())
+    assert orders["one"] == orders["four"] == orders["gathered"] and sorted(orders["one"]) == list(range(900))
+    assert orders["later"] == orders["resumed"] != orders["one"]

@@ -1,8 +1,10 @@
 """Arguments of `train.py`: a YAML file, and the command line over it."""
 
+import re
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -92,13 +94,18 @@ class MnerTrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
+ARGUMENTS = (ModelArguments, DataArguments, MnerTrainingArguments)
+# YAML takes 1e-5, without a point, for a string.
+SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
+
 def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments, MnerTrainingArguments]:
     """`[config.yaml] [--name value …]`: what the command line says goes over the file.
 
     Raises:
         ValueError: a name that no argument has.
     """
-    parser = HfArgumentParser((ModelArguments, DataArguments, MnerTrainingArguments))
+    parser = HfArgumentParser(ARGUMENTS)
     if "--help" in arguments or "-h" in arguments:
         parser.parse_args(["--help"])
     values: dict[str, Any] = {}
@@ -115,9 +122,8 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     for place, following in zip(places, [*places[1:], len(arguments)], strict=False):
         name, equals, value = arguments[place][2:].partition("=")
         given = ([value] if equals else []) + arguments[place + 1 : following]
-        # YAML's own reading of a value, as in the file: numbers, true and false, lists, dictionaries.
-        read = [yaml.safe_load(text) for text in given]
         key = name.replace("-", "_")
+        read = [_given(key, text) for text in given]
         overrides[key] = True if not read else read[0] if len(read) == 1 else read
         if isinstance(values.get(key), list) and not isinstance(overrides[key], list):
             overrides[key] = [overrides[key]]
@@ -129,13 +135,30 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     return parser.parse_dict(values)
 
 
+def _is_text(name: str) -> bool:
+    """Whether an argument holds text and nothing else, so that `1e5` and `7` are names as well."""
+    hint = next((hints[name] for hints in map(get_type_hints, ARGUMENTS) if name in hints), None)
+    kinds = set(get_args(hint) or (hint,)) - {type(None)}
+    return bool(kinds) and all(isinstance(kind, type) and issubclass(kind, str | Enum) for kind in kinds)
+
+
+def _given(name: str, text: str) -> Any:
+    """YAML's own reading of a value on the command line, as in the file: numbers, true and false, lists, dictionaries."""
+    return text if _is_text(name) and text != "null" else yaml.safe_load(text)
+
+
 def _read(name: str, value: Any) -> Any:
     """What YAML reads otherwise than people mean: `no` as false, 3e-5 as a string."""
     if name.endswith("_strategy") and value is False:
         return "no"
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    if _is_text(name):
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    return _numbers(value)
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) and SCIENTIFIC.fullmatch(value) else value

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from datasets import (
 from tqdm.auto import tqdm
 
 from processors import ImageError, load_image
+from processors.region_extraction import check_regions
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,11 @@ SPLIT_FILES = {
     "test": ("test.txt", "test.jsonl"),
 }
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", "")
+# Files that would otherwise be read as lines of words.
+NOT_CONLL = (".json", ".parquet", ".csv", ".arrow", ".zip", ".gz")
 IDS_LISTED = 50
+# Halves of a character, which JSON can hold and UTF-8 cannot.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class DataError(ValueError):
@@ -83,15 +89,11 @@ def read_conll(path: str | Path) -> list[dict]:
 def read_jsonl(path: str | Path) -> list[dict]:
     """Posts of a JSONL file with `id`, `tokens`, `labels` (or `ner_tags` as strings) and maybe `image`, its file's name."""
     posts = []
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
+    for where, row in _json_lines(Path(path), "id, tokens and labels"):
         try:
-            row = json.loads(line)
-            post = {"id": str(row["id"]), "tokens": row["tokens"], "labels": row.get("labels", row.get("ner_tags"))}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{where}: wants an object with id, tokens and labels: {error!r}") from error
+            post = {"id": _text(row["id"]), "tokens": row["tokens"], "labels": row.get("labels", row.get("ner_tags"))}
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{where}: wants an object with id, tokens and labels: {error!r:.200}") from error
         for field in ("tokens", "labels"):
             if not isinstance(post[field], list) or not all(isinstance(item, str) for item in post[field]):
                 raise DataError(f"{where}, field {field}: a list of strings is wanted")
@@ -99,6 +101,7 @@ def read_jsonl(path: str | Path) -> list[dict]:
             raise DataError(f"{where}: {len(post['tokens'])} tokens but {len(post['labels'])} labels")
         for label in post["labels"]:
             _check_label(label, where)
+        post["tokens"] = [_text(word) for word in post["tokens"]]
         if isinstance(row.get("image"), str):
             post["image"] = row["image"]
         posts.append(post)
@@ -107,14 +110,36 @@ def read_jsonl(path: str | Path) -> list[dict]:
     return posts
 
 
+def _json_lines(path: Path, wanted: str) -> Iterator[tuple[str, dict]]:
+    """The objects of a JSONL file, each with the file and line it stands in; blank lines and a BOM are skipped."""
+    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: is not JSON in UTF-8: {error!r:.200}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: wants an object with {wanted}, not {row!r:.60}")
+        yield where, row
+
+
+def _text(value: str | int) -> str:
+    if not isinstance(value, str | int):
+        raise TypeError(f"a string is wanted, not {value!r:.60}")
+    return _SURROGATE.sub("\ufffd", str(value))
+
+
 def _word_and_label(line: str, where: str) -> tuple[str, str]:
     separator = "\t" if "\t" in line else " "
     word, _, label = line.rstrip(" \t").rpartition(separator)
     label, word = label.strip(), word.strip(" \t")
     if not _:
         raise DataError(f"{where}: {line!r:.60} has no label; a word, a tab or a blank, and a label are wanted")
-    if "\t" in word:
-        raise DataError(f"{where}: {line!r:.60} has {line.count(chr(9)) + 1} fields; a word and a label are wanted")
+    if separator in word:
+        count = len(line.split(separator))
+        raise DataError(f"{where}: {line!r:.60} has {count} fields; a word and a label are wanted")
     _check_label(label, where)
     return word, label
 
@@ -126,6 +151,8 @@ def _check_label(label: str, where: str):
 
 def find_splits(path: Path) -> dict[str, Path]:
     """Files of the splits: the file itself, as train, or those of a folder."""
+    if path.is_file() and path.suffix.lower() in NOT_CONLL:
+        raise DataError(f"{path}: is no CoNLL and no .jsonl file, which are what is read here")
     if path.is_file():
         return {"train": path}
     found = [(split, path / name) for split, names in SPLIT_FILES.items() for name in names]
@@ -165,24 +192,33 @@ def find_image(image_dir: Path, name: str) -> Path | None:
         DataError: a name that leads out of the folder.
     """
     root = image_dir.resolve()
-    for suffix in IMAGE_SUFFIXES:
-        path = image_dir / f"{name}{suffix}"
-        if not path.resolve().is_relative_to(root):
-            raise DataError(f"IMGID {name!r} leads out of the image folder {image_dir}")
-        if path.is_file():
-            return path
+    try:
+        for suffix in IMAGE_SUFFIXES:
+            path = image_dir / f"{name}{suffix}"
+            if not path.resolve().is_relative_to(root):
+                raise DataError(f"IMGID {name!r:.80} leads out of the image folder {image_dir}")
+            if path.is_file():
+                return path
+    except DataError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a link to itself
+        raise DataError(f"IMGID {name!r:.80} cannot be the name of an image: {error!s:.80}") from error
     return None
 
 
 def read_regions(path: Path) -> dict[str, dict]:
     """Regions by post id from a JSONL file of `{"id", "boxes", "box_labels", "box_scores"}`."""
     regions = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for where, row in _json_lines(path, "id, boxes, box_labels and box_scores"):
         try:
-            row = json.loads(line)
-            regions[row["id"]] = {name: row[name] for name in ("boxes", "box_labels", "box_scores")}
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise DataError(f"{path}, line {number}: wants id, boxes, box_labels and box_scores: {error!r}") from error
+            name, given = _text(row["id"]), [row[field] for field in ("boxes", "box_labels", "box_scores")]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{where}: wants id, boxes, box_labels and box_scores: {error!r:.200}") from error
+        try:
+            found = check_regions(*given, f"{where}, post {name:.80}")
+        except ValueError as error:
+            raise DataError(str(error)) from error
+        regions[name] = found | {"box_labels": [_text(label) for label in found["box_labels"]]}
     return regions
 
 
@@ -256,7 +292,7 @@ def load_splits(
     """Splits train, validation and test, as far as there are, and the sha256 of each label file.
 
     Args:
-        data_path: a CoNLL file, a folder with train.txt, valid.txt (or dev.txt) and test.txt, a folder saved by
+        data_path: a CoNLL, JSONL or parquet file, a folder with train.txt, valid.txt (or dev.txt) and test.txt, a folder saved by
             `datasets`, or the name of a data set on the Hub.
         image_dir: where the images of CoNLL posts lie; `images` beside the files if that exists.
         regions_file: JSONL with the posts' regions; `regions.jsonl` beside the files if that exists.
@@ -265,7 +301,8 @@ def load_splits(
         DataError: when there is no such data, or a column is missing.
     """
     path = Path(data_path)
-    files = find_splits(path) if path.exists() else {}
+    is_parquet = path.is_file() and path.suffix.lower() == ".parquet"
+    files = find_splits(path) if path.exists() and not is_parquet else {}
     folder = path.parent if path.is_file() else path
     if files:
         image_dir = image_dir or (str(folder / "images") if (folder / "images").is_dir() else None)
@@ -275,16 +312,24 @@ def load_splits(
         regions_file = regions_file or (str(beside) if beside.is_file() else None)
         data = dataset_of_posts(read_splits(path)[0], image_dir, regions_file)
         return data, {split: sha256(file) for split, file in files.items()}
-    if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
+    if is_parquet:
+        data = load_dataset("parquet", data_files={"train": data_path})
+    elif path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
         data = load_from_disk(str(path))
     elif path.is_dir() and not any(path.rglob("*.parquet")):
         raise DataError(f"{path}: has no train.txt, valid.txt or test.txt, no parquet and no saved data set")
     else:
         data = load_dataset(data_path)
     data = data if isinstance(data, dict) else DatasetDict({"train": data})
-    return DatasetDict({split: _checked(of_split, data_path) for split, of_split in data.items()}), {
-        split: of_split._fingerprint for split, of_split in data.items()
-    }
+    data = DatasetDict({split: _checked(of_split, data_path) for split, of_split in data.items()})
+    first, names = next((split, labels_of(of_split)) for split, of_split in data.items())
+    for split, of_split in data.items():
+        if labels_of(of_split) != names:
+            raise DataError(
+                f"{data_path}: ner_tags of {split} are named {labels_of(of_split)}, of {first} {names}; "
+                "every split wants the same names in the same order"
+            )
+    return data, {split: of_split._fingerprint for split, of_split in data.items()}
 
 
 def _checked(data: Dataset, name: str) -> Dataset:

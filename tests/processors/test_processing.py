@@ -135,6 +135,7 @@ WRONG = {
     "image": ({"images": [None, "/nowhere.png"]}, "post 1, field image: there is no file"),
     "image count": ({"images": [None]}, "images: 1 entries for 2 posts"),
     "text": ({"text": ["fine", 7]}, "post 1, field text"),
+    "no post": ({"text": [], "images": None}, "text: an empty list"),
     "labels alone": ({"box_labels": [["a"], None]}, "post 0, field boxes"),
 }
 

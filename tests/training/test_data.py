@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-from datasets import load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_from_disk
 from PIL import Image
 
-from training.data import DataError, labels_of, load_splits, read_conll
+from training.data import DataError, labels_of, load_splits, read_conll, read_regions
 from training.metric import MnerMetric
 
 REAL = os.environ.get("HAMLEARNING_DATA")
@@ -47,6 +47,8 @@ WRONG = {
     "unknown label": ("IMGID:a\nJordan\tPERSON\n", "line 2: label 'PERSON'"),
     "prefix alone": ("IMGID:a\nJordan\tB-\n", "label 'B-'"),
     "three fields": ("IMGID:a\nJordan\tNNP\tB-PER\n", "line 2.*3 fields"),
+    "three fields and blanks": ("IMGID:a\nJordan NNP B-PER\n", "line 2.*3 fields"),
+    "label first": ("IMGID:a\nB-PER\tJordan\n", "line 2: label 'Jordan'"),
     "no IMGID": ("Jordan\tB-PER\n", "line 1.*belongs to no post"),
     "no name": ("IMGID:\nJordan\tO\n", "line 1.*without a name"),
     "empty": ("", "no posts"),
@@ -140,3 +142,104 @@ def test_real_files_have_their_known_counts(name, split):
     labels = [post["labels"] for post in posts]
     gold = MnerMetric().compute(predictions=labels, references=labels)["gold_total"]
     assert (len(posts), sum(map(len, labels)), gold) == COUNTS[name, split]
+
+
+def test_splits_whose_labels_are_ordered_otherwise_are_refused(tmp_path):
+    """They were scored by train's names without an error."""
+    splits = {}
+    for split, names in (("train", ["O", "B-A", "I-A"]), ("validation", ["O", "I-A", "B-A"])):
+        features = Features(
+            {"id": Value("string"), "tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=names))}
+        )
+        splits[split] = Dataset.from_dict({"id": ["a"], "tokens": [["x"]], "ner_tags": [[1]]}, features=features)
+    DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    with pytest.raises(
+        DataError, match=r"ner_tags of validation are named \['O', 'I-A', 'B-A'\].*same names in the same order"
+    ):
+        load_splits(str(tmp_path / "saved"))
+
+
+def test_a_parquet_file_is_read_as_one_and_json_as_none(tmp_path):
+    """Both were read as lines of words."""
+    data, _ = load_splits(str(write(tmp_path / "train.txt", GOOD)))
+    data["train"].to_parquet(tmp_path / "posts.parquet")
+    again, hashes = load_splits(str(tmp_path / "posts.parquet"))
+    assert list(again["train"]["tokens"]) == list(data["train"]["tokens"]) and "train" in hashes
+    assert labels_of(again["train"]) == labels_of(data["train"])
+    with pytest.raises(DataError, match=r"posts\.json: is no CoNLL"):
+        load_splits(str(write(tmp_path / "posts.json", "[]")))
+
+
+NAMES = {"NUL": "a\x00b", "5,000 characters": "a" * 5000, "a link to itself": "loop"}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_names_that_no_file_can_have_are_named(kind, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "loop.jpg").symlink_to(tmp_path / "images" / "loop.jpg")
+    write(tmp_path / "train.txt", f"IMGID:{NAMES[kind]}\nx\tO\n")
+    with pytest.raises(DataError, match=r"IMGID '.{4,90} cannot be the name of an image"):
+        load_splits(str(tmp_path))
+
+
+REGION = '"boxes": [[0, 0, 1, 1]], "box_labels": ["a\u2028b"], "box_scores": [0.5]'
+
+
+def test_regions_of_every_form(tmp_path):
+    """U+2028 within a line, blank lines, a BOM, ids as numbers, half characters: each broke or lost a post's regions."""
+    lines = f'\ufeff{{"id": 7, {REGION}}}\r\n\n  \n{{"id": "b\\ud800", {REGION}}}\n'
+    regions = read_regions(write(tmp_path / "regions.jsonl", lines))
+    assert list(regions) == ["7", "b\ufffd"] and regions["7"]["box_labels"] == ["a\u2028b"]
+
+
+WRONG_REGIONS = {
+    "not json": ("{", "line 1: is not JSON"),
+    "deep": ("[" * 100_000, "line 1: is not JSON"),
+    "latin-1": (b'{"id": "\xe9"}', "line 1: is not JSON in UTF-8"),
+    "a list": ("[]", "line 1: wants an object with id, boxes"),
+    "no boxes": ('{"id": "a"}', "line 1: wants id, boxes"),
+    "id of a list": ('{"id": [], "boxes": [], "box_labels": [], "box_scores": []}', "line 1: wants id"),
+    "null": (
+        '{"id": "a", "boxes": null, "box_labels": [], "box_scores": []}',
+        "post a, field boxes: a list is wanted",
+    ),
+    "pixels": (
+        '{"id": "a", "boxes": [[0, 0, 50, 9]], "box_labels": ["x"], "box_scores": [1]}',
+        "post a, field boxes, box 0",
+    ),
+    "NaN": ('{"id": "a", "boxes": [[0, 0, NaN, 9]], "box_labels": ["x"], "box_scores": [1]}', "post a.*not finite"),
+    "huge": (
+        '{"id": "a", "boxes": [[0, 0, 1' + "0" * 400 + ', 1]], "box_labels": ["x"], "box_scores": [1]}',
+        "post a",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_REGIONS)
+def test_wrong_regions_are_named(kind, tmp_path):
+    content, message = WRONG_REGIONS[kind]
+    with pytest.raises(DataError, match=message):
+        read_regions(write(tmp_path / "regions.jsonl", content))
+
+
+WRONG_JSON = {
+    "deep": ("[" * 100_000, "line 1: is not JSON"),
+    "a string": ('"x"', "line 1: wants an object"),
+    "tokens of numbers": ('{"id": "a", "tokens": [1], "labels": ["O"]}', "line 1, field tokens"),
+    "no labels": ('{"id": "a", "tokens": ["x"]}', "line 1, field labels"),
+    "unknown label": ('{"id": "a", "tokens": ["x"], "labels": ["PER"]}', "label 'PER' is not"),
+    "id of nothing": ('{"id": null, "tokens": ["x"], "labels": ["O"]}', "line 1: wants an object"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_JSON)
+def test_wrong_json_is_named(kind, tmp_path):
+    content, message = WRONG_JSON[kind]
+    with pytest.raises(DataError, match=message):
+        load_splits(str(write(tmp_path / "train.jsonl", content)))
+
+
+def test_half_characters_of_json_become_a_data_set(tmp_path):
+    row = '{"id": "a\\udc00", "tokens": ["x\\ud83d", "\\u0000"], "labels": ["O", "I-PER"]}'
+    data, _ = load_splits(str(write(tmp_path / "train.jsonl", "\ufeff" + row + "\r\n\r\n")))
+    assert data["train"][0]["id"] == "a\ufffd" and data["train"][0]["tokens"] == ["x\ufffd", "\x00"]
