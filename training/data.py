@@ -151,8 +151,6 @@ def _check_label(label: str, where: str):
 
 def find_splits(path: Path) -> dict[str, Path]:
     """Files of the splits: the file itself, as train, or those of a folder."""
-    if path.is_file() and path.suffix.lower() in NOT_CONLL:
-        raise DataError(f"{path}: is no CoNLL and no .jsonl file, which are what is read here")
     if path.is_file():
         return {"train": path}
     found = [(split, path / name) for split, names in SPLIT_FILES.items() for name in names]
@@ -170,6 +168,9 @@ def read_splits(text: str | Path) -> tuple[dict[str, list[dict]], dict[str, Path
         raise DataError(
             f"{text}: there is no such file, and no folder with train.txt, valid.txt (dev.txt) or test.txt"
         )
+    for file in files.values():
+        if file.suffix.lower() in NOT_CONLL:
+            raise DataError(f"{file}: is no CoNLL and no .jsonl file, which are what is read here")
     return {
         split: (read_jsonl if file.suffix == ".jsonl" else read_conll)(file) for split, file in files.items()
     }, files
