@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import timm
+import torch
 import transformers
 from datasets import DatasetDict
 from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, set_seed
@@ -23,6 +24,7 @@ from training.data import DataError, labels_of, load_splits
 from training.planted import planted_splits
 from training.tokenizer import build_tokenizer
 from training.trainer import MnerScores, MnerTrainer
+from training.vision_cache import VisionCache
 
 logger = logging.getLogger("train")
 FROM_SCRATCH = "from_scratch"
@@ -66,6 +68,8 @@ def main(arguments: list[str] | None = None) -> dict:
         compute_metrics=MnerScores(label_names, hashes.get("validation")),
         callbacks=_callbacks(training_arguments),
     )
+    if model_arguments.vision_cache is not None:
+        trainer.data_collator.vision_cache = _fill_vision_cache(model_arguments, trainer, data)
     results: dict = trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint).metrics
     trainer.save_state()
     if training_arguments.do_eval:
@@ -136,6 +140,26 @@ def build(
         max_length=arguments.max_length,
     )
     return model, processor
+
+
+def _fill_vision_cache(arguments: ModelArguments, trainer: MnerTrainer, data: DatasetDict) -> VisionCache | None:
+    """Features of the pictures of all splits, as far as they are not kept yet; of several processes each has its share."""
+    if not arguments.freeze_vision:
+        raise ValueError("vision_cache: only a frozen backbone's features stay the same; add --freeze_vision true")
+    model, image_processor = trainer.model.model, trainer.processing_class.image_processor
+    if not model.config.levels:
+        return None
+    precision = torch.bfloat16 if trainer.args.bf16 else torch.float16 if trainer.args.fp16 else None
+    cache = VisionCache.of_backbone(arguments.vision_cache, model, image_processor, precision)
+    pictures = [rows["image"] for rows in data.values() if "image" in rows.column_names]
+    shares = trainer.args.world_size
+    for column in pictures:
+        cache.fill(column, model, image_processor, precision, share=trainer.args.process_index, shares=shares)
+    trainer.accelerator.wait_for_everyone()
+    if shares > 1:  # machines that share no disk each need all of it
+        for column in pictures:
+            cache.fill(column, model, image_processor, precision)
+    return cache
 
 
 def predict(trainer: MnerTrainer, data, label_names: list[str], label_sha256: str | None) -> dict:

@@ -1,6 +1,6 @@
 """The processor as it lies on the Hub: words, pictures and regions to tensors."""
 
-from .image_loading import ImageError, load_image
+from .image_loading import ImageError, content_key, load_image
 from .image_processing_hamlearning import HamLearningImageProcessor
 from .processing_hamlearning import HamLearningProcessor
 from .region_extraction import (
@@ -22,6 +22,7 @@ __all__ = [
     "ImageError",
     "ObjectDetectionRegionExtractor",
     "PrecomputedRegionExtractor",
+    "content_key",
     "load_image",
     "split_words",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import warnings
 from pathlib import Path
@@ -70,6 +71,27 @@ def load_image(source: Any) -> Image.Image:
         raise
     except (ValueError, TypeError, KeyError, MemoryError, OverflowError) as error:
         raise ImageError(f"is broken: {type(error).__name__} {error}") from error
+
+
+def content_key(source: Any) -> str:
+    """A hash of what a picture's file holds, or of a PIL image's pixels: what is equal has equal keys.
+
+    Raises:
+        ImageError: where there is no such file, or a PIL image cannot be read.
+    """
+    if isinstance(source, dict):
+        source = source["bytes"] if source.get("bytes") is not None else source.get("path")
+    if isinstance(source, Image.Image):
+        image = load_image(source)
+        return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+    if isinstance(source, str | Path):
+        try:
+            source = Path(source).read_bytes()
+        except (OSError, ValueError) as error:
+            raise ImageError(f"there is no file {str(source):.200}") from error
+    if not isinstance(source, bytes):
+        raise ImageError(f"a path, bytes or a PIL image is wanted, not {type(source).__name__}")
+    return hashlib.sha256(source).hexdigest()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

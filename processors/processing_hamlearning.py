@@ -53,6 +53,7 @@ class HamLearningProcessor(ProcessorMixin):
         boxes: list | None = None,
         box_labels: list | None = None,
         box_scores: list | None = None,
+        image_sizes: list[tuple[int, int] | None] | None = None,
         is_split_into_words: bool = False,
         return_tensors: str = "pt",
     ) -> BatchFeature:
@@ -63,6 +64,8 @@ class HamLearningProcessor(ProcessorMixin):
                 post's words.
             images: a picture or `None` a post (path, bytes, PIL image).
             boxes, box_labels, box_scores: regions a post, in place of the extractor's; `None` for a post without.
+            image_sizes: in place of `images`, height and width of pictures whose features the model is given, `None` for
+                a post without; no `pixel_values` are made.
 
         Returns:
             The model's inputs for B posts: `input_ids` and `attention_mask` (B, N, S), `word_positions` and `word_mask`
@@ -82,11 +85,21 @@ class HamLearningProcessor(ProcessorMixin):
             )
         )  # fmt: skip
         pictures = self.load_images(images)
+        if image_sizes is None:
+            shown, image_sizes = pictures, [picture and (picture.height, picture.width) for picture in pictures]
+        elif any(picture is not None for picture in pictures):
+            raise ValueError("image_sizes: stands in place of images; give one of the two")
+        elif len(image_sizes) != len(posts):
+            raise ValueError(f"image_sizes: {len(image_sizes)} entries for {len(posts)} posts")
+        else:
+            shown = image_sizes
         features = self._encode_text(posts)
-        features["has_image"] = torch.tensor([picture is not None for picture in pictures], dtype=torch.bool)
-        if features["has_image"].any():
-            features |= self._encode_images(pictures, features["has_image"])
-            features |= self._encode_regions(self.extract_regions(pictures, *regions))
+        has_image = features["has_image"] = torch.tensor([size is not None for size in image_sizes], dtype=torch.bool)
+        if has_image.any():
+            if shown is pictures:
+                features["pixel_values"] = self._encode_images(pictures, has_image)
+            features["image_sizes"] = torch.tensor([size or (1, 1) for size in image_sizes]).float()
+            features |= self._encode_regions(self.extract_regions(shown, *regions))
         return BatchFeature(features)
 
     @staticmethod
@@ -112,17 +125,24 @@ class HamLearningProcessor(ProcessorMixin):
 
     def extract_regions(
         self,
-        images: list[Image.Image | None],
+        images: list,
         boxes: list | None = None,
         box_labels: list | None = None,
         box_scores: list | None = None,
         names: list[str] | None = None,
     ) -> list[Regions]:
-        """Regions of posts: those given, else those of the extractor; none without an image. At most `max_regions`."""
+        """Regions of posts: those given, else those of the extractor; none where the image is `None`. At most
+        `max_regions`. Where `needs_picture` says no, anything else may stand for an image.
+        """
         count = len(images)
         names = names or [f"post {index}" for index in range(count)]
         boxes, box_labels, box_scores = (value or [None] * count for value in (boxes, box_labels, box_scores))
         wanted = [place for place in range(count) if images[place] is not None and boxes[place] is None]
+        for place in wanted:
+            if self.needs_picture(None) and not isinstance(images[place], Image.Image):
+                raise ValueError(
+                    f"{names[place]}, field boxes: are missing, and without the picture none can be found"
+                )
         found = dict(zip(wanted, self._extract([images[place] for place in wanted]), strict=True))
         regions = []
         for place in range(count):
@@ -133,6 +153,10 @@ class HamLearningProcessor(ProcessorMixin):
                 raise ValueError(f"{names[place]}, field boxes: there are labels or scores but no boxes")
             regions.append(keep_best(found.get(place, no_regions()), self.region_config["max_regions"]))
         return regions
+
+    def needs_picture(self, boxes: list | None) -> bool:
+        """Whether the picture itself has to be looked at to find the regions of a post that comes with these boxes."""
+        return boxes is None and self._extract.reads_pictures
 
     @staticmethod
     def _posts(text: Any, is_split_into_words: bool) -> tuple[list[list[str]], bool]:
@@ -230,14 +254,12 @@ class HamLearningProcessor(ProcessorMixin):
         }
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def _encode_images(self, pictures: list, has_image: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _encode_images(self, pictures: list, has_image: torch.Tensor) -> torch.Tensor:
         present = [picture for picture in pictures if picture is not None]
         pixels = self.image_processor(images=present, return_tensors="pt")["pixel_values"]
         pixel_values = pixels.new_zeros(len(pictures), *pixels.shape[1:])
         pixel_values[has_image] = pixels
-        image_sizes = torch.ones(len(pictures), 2)
-        image_sizes[has_image] = torch.tensor([[picture.height, picture.width] for picture in present]).float()
-        return {"pixel_values": pixel_values, "image_sizes": image_sizes}
+        return pixel_values
 
     def _encode_regions(self, regions: list[Regions]) -> dict[str, torch.Tensor]:
         counts = np.array([len(region["boxes"]) for region in regions])

@@ -20,6 +20,8 @@ def no_regions() -> Regions:
 class GridRegionExtractor:
     """`"grid"`: rows × columns equal cells without a label. Needs no weights."""
 
+    reads_pictures = False
+
     def __init__(self, rows: int = 2, columns: int = 2):
         self.regions = {
             "boxes": [
@@ -38,6 +40,8 @@ class GridRegionExtractor:
 class PrecomputedRegionExtractor:
     """`"precomputed"`: only what comes with the post."""
 
+    reads_pictures = False
+
     def __call__(self, images: list[Image.Image]) -> list[Regions]:
         return [no_regions() for _ in images]
 
@@ -52,6 +56,8 @@ class ObjectDetectionRegionExtractor:
         batch_size: pictures detected at once.
         device: where the detector runs.
     """
+
+    reads_pictures = True
 
     def __init__(
         self,

@@ -33,6 +33,10 @@ class ModelArguments:
     vision_pretrained: bool = field(default=True, metadata={"help": "Whether timm loads its weights."})
     vision_weights: str | None = field(default=None, metadata={"help": "safetensors file or folder, timm's names."})
     freeze_vision: bool = field(default=False, metadata={"help": "Train all but the vision backbone."})
+    vision_cache: str | None = field(
+        default=None,
+        metadata={"help": "With freeze_vision: folder that keeps each picture's features, for later epochs and runs."},
+    )
     model_config: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Arguments of HamLearningConfig: switches, sizes, rounds."}
     )
