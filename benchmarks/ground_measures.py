@@ -1,0 +1,132 @@
+"""What the proving ground measures beside F1: relevance, grounding, calibration."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+from seqeval.metrics.sequence_labeling import get_entities
+from sklearn.metrics import roc_auc_score
+from torchvision.ops import box_iou
+
+from modeling_hamlearning import LEVELS, HamLearningForTokenClassification, MnerPipeline
+from processors import HamLearningProcessor
+from training.collator import MnerCollator
+from training.data import labels_of
+
+BATCH_SIZE, BINS, MIN_IOU = 32, 15, 0.5
+
+
+def relevance_auc(
+    model: HamLearningForTokenClassification, collator: MnerCollator, own: Dataset, swapped: Dataset
+) -> dict[str, float]:
+    """How well relevance tells a post's own picture from another post's: area under the ROC curve.
+
+    Of each level, and of their mean, the figure that counts: 1 tells them apart every time, 0.5 is a guess.
+    """
+    shown = [_relevance(model, collator, rows) for rows in (own, swapped)]
+    truth = np.repeat([1, 0], [len(values) for values in shown])
+    values = np.concatenate(shown)[:, [LEVELS.index(level) for level in model.config.levels]]
+    of_level = {
+        level: float(roc_auc_score(truth, column)) for level, column in zip(model.config.levels, values.T, strict=True)
+    }
+    return {"mean": float(roc_auc_score(truth, values.mean(1)))} | of_level
+
+
+@torch.no_grad()
+def _relevance(model: HamLearningForTokenClassification, collator: MnerCollator, rows: Dataset) -> np.ndarray:
+    """(posts, levels)."""
+    model.eval()
+    found = []
+    for batch in rows.iter(BATCH_SIZE):
+        given = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        inputs = collator(given)
+        inputs.pop("ids")
+        found.append(model(**inputs).relevance.numpy())
+    return np.concatenate(found)
+
+
+def grounding(model: HamLearningForTokenClassification, processor: HamLearningProcessor, rows: Dataset) -> float:
+    """Share of the entities found whose reported region is the one that decides (IoU of 0.5 or more)."""
+    right = []
+    for row, entities in zip(rows, _tagged(model, processor, rows), strict=True):
+        width, height = Image.open(io.BytesIO(row["image"]["bytes"])).size
+        spans = [(start, end) for _, start, end in gold_entities(row, labels_of(rows))]
+        starts = _starts(row["tokens"])
+        for entity in entities:
+            place = next((i for i, (start, _) in enumerate(spans) if starts[start] == entity["start"]), None)
+            if place is None or row["deciding_region"][place] < 0:
+                continue
+            region = entity["region"]
+            if region is None:
+                right.append(False)
+                continue
+            wanted = torch.tensor([row["boxes"][row["deciding_region"][place]]]) * torch.tensor(
+                [width, height, width, height]
+            )
+            reported = torch.tensor([list(region["box"].values())])
+            right.append(bool(box_iou(wanted, reported).item() >= MIN_IOU))
+    return float(np.mean(right)) if right else float("nan")
+
+
+def calibration(
+    model: HamLearningForTokenClassification, processor: HamLearningProcessor, rows: Dataset
+) -> dict[str, Any]:
+    """Expected calibration error of the entities' scores in 15 equal bins, and what a reliability plot shows of each."""
+    scores, right = [], []
+    names = labels_of(rows)
+    for row, entities in zip(rows, _tagged(model, processor, rows), strict=True):
+        starts = _starts(row["tokens"])
+        ends = [start + len(word) for start, word in zip(starts, row["tokens"], strict=True)]
+        gold = {(kind, starts[first], ends[last]) for kind, first, last in gold_entities(row, names)}
+        for entity in entities:
+            scores.append(entity["score"])
+            right.append((entity["entity_group"], entity["start"], entity["end"]) in gold)
+    return expected_calibration_error(np.array(scores), np.array(right))
+
+
+def expected_calibration_error(scores: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+    """Mean distance between score and share of right ones, over bins of equal width, weighted by their counts."""
+    place = np.minimum((scores * BINS).astype(int), BINS - 1)
+    bins = [
+        {
+            "score": float(scores[place == index].mean()),
+            "right": float(right[place == index].mean()),
+            "count": int((place == index).sum()),
+        }
+        for index in range(BINS)
+        if (place == index).any()
+    ]
+    error = sum(abs(of_bin["score"] - of_bin["right"]) * of_bin["count"] for of_bin in bins) / max(1, len(scores))
+    return {"ece": error, "bins": bins}
+
+
+def gold_entities(row: dict, names: list[str]) -> list[tuple[str, int, int]]:
+    """Type, first and last word of a row's entities, as default seqeval counts them."""
+    return get_entities([names[tag] for tag in row["ner_tags"]])
+
+
+def _starts(tokens: list[str]) -> list[int]:
+    """Where each word begins in the text of words joined by blanks."""
+    lengths = [len(token) + 1 for token in tokens]
+    return [0, *np.cumsum(lengths).tolist()][: len(tokens)]
+
+
+def _tagged(
+    model: HamLearningForTokenClassification, processor: HamLearningProcessor, rows: Dataset
+) -> Iterator[list[dict[str, Any]]]:
+    ner = MnerPipeline(model=model.eval(), processor=processor)
+
+    def posts():
+        for row in rows:
+            post = {"text": row["tokens"], "image": row["image"]}
+            if row["image"] is not None and row.get("boxes") is not None:
+                post |= {name: row[name] for name in ("boxes", "box_labels", "box_scores")}
+            yield post
+
+    yield from ner(posts(), batch_size=BATCH_SIZE)

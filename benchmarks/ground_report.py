@@ -1,0 +1,134 @@
+"""Tables and plots of the proving ground, from the rows that are done."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first: there may be no screen)
+
+from training.planted import planted_ceiling  # noqa: E402
+
+HEADINGS = {
+    "levels": "Planted levels (planted)",
+    "relevance": "Relevance (planted)",
+    "text": "Real text without photos of its own (real text)",
+    "paintings": "Real text with real photos (paintings)",
+}
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#56B4E9")
+Rows = dict[tuple[str, str], list[dict[str, Any]]]
+
+
+def write_report(results: Path):
+    """`table.md` and the plots of everything under `results/rows`."""
+    sections: dict[str, Rows] = defaultdict(lambda: defaultdict(list))
+    for path in sorted((results / "rows").glob("*.json")):
+        row = json.loads(path.read_text())
+        sections[row["section"]][row["data"], row["model"]].append(row)
+    lines = [
+        "# Proving ground",
+        "",
+        "Made by `python -m benchmarks.proving_ground`. F1 as default seqeval counts it, then strict IOB2, in percent: mean ± ",
+        "standard deviation over the seeds, whose number stands beside. Scored after the last step.",
+    ]
+    for section, heading in HEADINGS.items():
+        if section in sections:
+            lines += ["", f"## {heading}", "", *_table(section, sections[section]), *_measures(sections[section])]
+    rows = [row for of_section in sections.values() for of_model in of_section.values() for row in of_model]
+    versions = sorted(
+        {f"torch {row['versions']['torch']}, transformers {row['versions']['transformers']}" for row in rows}
+    )
+    dates = sorted({row["date"] for row in rows})
+    hours = sum(row["cpu_seconds"] for row in rows) / 3600
+    lines += ["", f"{len(rows)} rows, {hours:.1f} CPU hours; {', '.join(dates)}; {'; '.join(versions)}.", ""]
+    (results / "table.md").write_text("\n".join(lines))
+    _plot_reliability(sections.get("text", {}), results / "reliability.png")
+    _plot_curves(sections.get("paintings", {}), results / "curves.png")
+
+
+def _spread(values: list[float], scale: float = 100, digits: int = 2) -> str:
+    mean = scale * statistics.fmean(values)
+    deviation = f" ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{deviation}"
+
+
+def _table(section: str, rows: Rows) -> list[str]:
+    ceiling = section == "levels"
+    head = ["data", "model", *(["best without it"] if ceiling else []), "scored on", "F1", "strict F1", "seeds"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for (data, model), of_seeds in rows.items():
+        for name in of_seeds[0]["scores"]:
+            scores = [row["scores"][name] for row in of_seeds]
+            cells = [data, model, *([f"{100 * planted_ceiling(data):.1f}"] if ceiling else []), name]
+            cells += [_spread([of_seed[metric] for of_seed in scores]) for metric in ("f1", "f1_strict")]
+            lines.append("| " + " | ".join([*cells, str(len(of_seeds))]) + " |")
+    return lines
+
+
+def _measures(rows: Rows) -> list[str]:
+    lines = []
+    for (data, model), of_seeds in rows.items():
+        for measure in sorted(of_seeds[0]["measures"]):
+            values = [row["measures"][measure] for row in of_seeds]
+            if measure == "calibration":
+                values = [value["ece"] for value in values]
+            if measure == "relevance":
+                shown = ", ".join(f"{level} {_spread([v[level] for v in values], 1, 3)}" for level in values[0])
+                lines.append(f"- {data}, {model}: AUC of relevance, own against swapped pictures: {shown}")
+            else:
+                name = {"calibration": "expected calibration error of the entities' score"}.get(measure, measure)
+                lines.append(f"- {data}, {model}: {name}: {_spread(values, 1, 3)}")
+    return ["", *lines] if lines else []
+
+
+def _plot_reliability(rows: Rows, path: Path):
+    shown = {key: of_seeds for key, of_seeds in rows.items() if "calibration" in of_seeds[0]["measures"]}
+    if not shown:
+        return
+    figure, axes = plt.subplots(figsize=(4.6, 4.2), layout="constrained")
+    axes.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=1)
+    for color, ((data, model), of_seeds) in zip(COLORS, shown.items(), strict=False):
+        bins = [of_bin for row in of_seeds for of_bin in row["measures"]["calibration"]["bins"]]
+        sizes = [4 + of_bin["count"] / 8 for of_bin in bins]
+        points = [of_bin["score"] for of_bin in bins], [of_bin["right"] for of_bin in bins]
+        axes.scatter(*points, s=sizes, color=color, alpha=0.6, linewidths=0, label=f"{data}, {model}")
+    axes.set(xlabel="score of the entity", ylabel="share that is right", title="Calibration on validation text")
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _plot_curves(rows: Rows, path: Path):
+    """Training loss and validation F1 over epochs, the mean of the seeds (Figure 4 of the paper)."""
+    shown = {
+        model: of_seeds
+        for (_, model), of_seeds in rows.items()
+        if any("eval_f1" in log for row in of_seeds for log in row["curve"])
+    }
+    if not shown:
+        return
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for index, (model, of_seeds) in enumerate(shown.items()):
+        style = {"color": COLORS[index % len(COLORS)], "linestyle": ("-", "--", ":")[index // len(COLORS)]}
+        for axes, metric in ((left, "loss"), (right, "eval_f1")):
+            by_epoch: dict[float, list[float]] = defaultdict(list)
+            for row in of_seeds:
+                for log in row["curve"]:
+                    if metric in log:
+                        by_epoch[round(log["epoch"], 2)].append(log[metric])
+            epochs = sorted(by_epoch)
+            axes.plot(epochs, [statistics.fmean(by_epoch[epoch]) for epoch in epochs], label=model, **style)
+    left.set(xlabel="epoch", ylabel="loss a word", title="Training loss", yscale="log")
+    right.set(xlabel="epoch", ylabel="F1", title="Validation")
+    right.legend(frameon=False, fontsize=7)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

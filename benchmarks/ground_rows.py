@@ -1,0 +1,324 @@
+"""The rows of the proving ground: what is trained on what, and what it is scored on. Settings stand here and nowhere else."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import PIL.Image
+from datasets import ClassLabel, Dataset, DatasetDict, List
+
+from training.data import load_splits
+from training.planted import mixed_relevance_dataset, planted_dataset, planted_splits
+from training.planted_pictures import blur, heavy_jpeg, occlude, pure_noise
+
+from .real_weights import VISION_BACKBONE, text_encoder
+
+# What every row of a section shares: a row is these with its own on top.
+SMALL_TEXT = {
+    "model_type": "modernbert", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 256, "max_position_embeddings": 128, "initializer_range": 0.05,
+}  # fmt: skip
+SMALL_MODEL = {"fusion_size": 128, "num_iterations": 2, "fusion_attention_heads": 4, "initializer_range": 0.05}
+NO_LEVELS = {"use_global": False, "use_objects": False, "use_spatial": False, "use_semantic": False}
+ONLY_SCENE = NO_LEVELS | {"use_global": True}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training run.
+
+    Args:
+        section, data, model, seed: what it is called in files and tables.
+        settings: arguments of `train.py`, by their names.
+        rival: `plain` or `pooled` in place of our model.
+        pictures: what a post is trained with: its `own` picture, `none`, an `unrelated` one or `another` post's.
+    """
+
+    section: str
+    data: str
+    model: str
+    seed: int
+    settings: dict = field(default_factory=dict, compare=False)
+    rival: str | None = None
+    pictures: str = "own"
+
+    @property
+    def name(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", f"{self.section} {self.data} {self.model} {self.seed}".lower())
+
+
+# Planted levels: posts in which one level alone tells the type
+
+
+BINDING = ("spatial", "alignment", "iterations")
+PLANTED_TRAIN, PLANTED_TEST = 2000, 500
+# What is switched off, by level; several where other levels could stand in.
+WITHOUT = {
+    "global": {"without the scene": {"use_global": False}},
+    "object": {
+        "without objects": {"use_objects": False},
+        "scene alone": ONLY_SCENE,
+    },
+    "semantic": {"without meaning": {"use_semantic": False}},
+    "spatial": {
+        "without relations": {"use_spatial": False},
+        "scene alone": ONLY_SCENE,
+    },
+    "alignment": {},
+    "figure1b": {},
+    "iterations": {"one round": {"num_iterations": 1}, "three rounds": {"num_iterations": 3}},
+}
+
+
+def _planted_settings(level: str) -> dict:
+    binds = level in BINDING
+    settings = {
+        "vision": VISION_BACKBONE,
+        "freeze_vision": True,
+        "image_size": 160,
+        "region_config": {"name": "precomputed"},
+        "per_device_train_batch_size": 32,
+        "max_steps": 1200 if binds else 400,
+        "learning_rate": 1e-3,
+        "warmup_steps": 0.1,
+        "weight_decay": 0.01,
+        "text": "from_scratch",
+        "text_config": SMALL_TEXT,
+        "tokenizer_config": {"kind": "word", "min_count": 1},
+        "model_config": SMALL_MODEL,
+    }
+    if level == "semantic":
+        # Label words that training never shows can only go the right way in a space that already knows them.
+        settings |= {"text": text_encoder(), "learning_rate": 1e-4, "head_learning_rate": 1e-3}
+        settings |= {"per_device_train_batch_size": 16}
+    return settings
+
+
+def level_rows(seed: int) -> Iterator[Row]:
+    for level, without in WITHOUT.items():
+        settings = _planted_settings(level)
+        switches = {"full model": {}} | without | {"text alone": NO_LEVELS}
+        for name, switch in switches.items():
+            own = settings | {"model_config": settings["model_config"] | switch}
+            yield Row("levels", level, name, seed, own)
+        yield Row("levels", level, "pooled image", seed, settings, rival="pooled")
+
+
+def planted_data(level: str, seed: int) -> tuple[DatasetDict, dict[str, Dataset]]:
+    data = planted_splits([PLANTED_TRAIN, 0, PLANTED_TEST], level, seed + 1)
+    scored = {"test": data["test"]}
+    if level == "semantic":
+        scored["unseen label words"] = planted_dataset(PLANTED_TEST, 1000 * (seed + 1) + 3, "semantic-unseen")
+    return data, scored
+
+
+# Relevance: half of the posts carry another post's picture
+
+
+RELEVANCE_TRAIN, RELEVANCE_TEST = 3000, 3000
+
+
+def relevance_rows(seed: int) -> Iterator[Row]:
+    settings = _planted_settings("alignment")
+    yield Row("relevance", "mixed", "full model", seed, settings)
+    alone = settings | {"model_config": SMALL_MODEL | NO_LEVELS}
+    yield Row("relevance", "mixed", "text alone", seed, alone)
+
+
+def relevance_data(seed: int) -> tuple[DatasetDict, dict[str, Dataset]]:
+    train, test = (
+        mixed_relevance_dataset(count, 1000 * (seed + 1) + place)
+        for place, count in enumerate((RELEVANCE_TRAIN, RELEVANCE_TEST))
+    )
+    own = test.filter(lambda row: row["own_picture"])
+    swapped = test.filter(lambda row: not row["own_picture"])
+    scored = {"test": test, "own": own, "swapped": swapped}
+    for name, spoil in NOISES.items():
+        scored[name] = own.map(lambda row, spoil=spoil: {"image": spoiled(row["image"], spoil)}, features=own.features)
+    return DatasetDict({"train": train, "test": test}), scored
+
+
+# Real text, without photos of its own
+
+
+REAL_TEXT = ("twitter2017", "twitter2015")
+
+
+def text_rows(seed: int) -> Iterator[Row]:
+    shared = {
+        "text": text_encoder(),
+        "vision": VISION_BACKBONE,
+        "per_device_train_batch_size": 16,
+        "num_train_epochs": 6,
+        "learning_rate": 1e-4,
+    }
+    ours = shared | {"head_learning_rate": 1e-3, "warmup_steps": 0.1, "weight_decay": 0.01}
+    with_images = ours | {"freeze_vision": True, "image_size": 160}
+    for data in REAL_TEXT:
+        yield Row("text", data, "plain recipe", seed, shared, rival="plain", pictures="none")
+        yield Row("text", data, "text alone", seed, ours | {"model_config": NO_LEVELS}, pictures="none")
+        yield Row("text", data, "unrelated images", seed, with_images, pictures="unrelated")
+    if seed == 0:
+        # The plain recipe is given the best of three learning rates.
+        for data in REAL_TEXT:
+            for rate in (2e-4, 3e-4):
+                settings = shared | {"learning_rate": rate}
+                yield Row("text", data, f"plain recipe {rate:.0e}", seed, settings, rival="plain", pictures="none")
+
+
+def text_data(data: str, pictures: str, seed: int) -> tuple[DatasetDict, dict[str, Dataset]]:
+    sets = {name: _twitter(name) for name in REAL_TEXT}
+    if pictures == "unrelated":
+        sets = {
+            name: DatasetDict({split: with_unrelated_pictures(rows, seed) for split, rows in of_set.items()})
+            for name, of_set in sets.items()
+        }
+    other = next(name for name in REAL_TEXT if name != data)
+    return sets[data], {"valid": sets[data]["validation"], f"valid of {other}": sets[other]["validation"]}
+
+
+@cache
+def _twitter(name: str) -> DatasetDict:
+    """A Twitter set whose fourth type is called MISC, as in the field's tables (Twitter2015's file says OTHER)."""
+    data = load_splits(str(data_folder() / name))[0]
+    names = [label.replace("OTHER", "MISC") for label in data["train"].features["ner_tags"].feature.names]
+    ordered = ["O", *(f"{prefix}-{kind}" for kind in ("LOC", "MISC", "ORG", "PER") for prefix in "BI")]
+    features = data["train"].features.copy()
+    features["ner_tags"] = List(ClassLabel(names=ordered))
+    place = [ordered.index(label) for label in names]
+    return DatasetDict(
+        {
+            split: rows.map(lambda row: {"ner_tags": [place[tag] for tag in row["ner_tags"]]}, features=features)
+            for split, rows in data.items()
+        }
+    )
+
+
+# Real text with real photos
+
+
+PAINTINGS_LEFT_OUT = {
+    "without the scene": {"use_global": False},
+    "without objects": {"use_objects": False},
+    "without relations": {"use_spatial": False},
+    "without meaning": {"use_semantic": False},
+    "one round": {"num_iterations": 1},
+}
+# Every so many training posts one is read without its picture, so that a post without one is nothing new.
+WITHOUT_PICTURE_EVERY = 5
+
+
+def paintings_rows(seed: int) -> Iterator[Row]:
+    text = {
+        "text": "from_scratch",
+        "text_config": SMALL_TEXT | {"max_position_embeddings": 512},
+        "tokenizer_config": {"kind": "char", "min_count": 2},
+        "vision": VISION_BACKBONE,
+        "per_device_train_batch_size": 16,
+        "per_device_eval_batch_size": 16,
+        "num_train_epochs": 6,
+        "learning_rate": 1e-3,
+        "warmup_steps": 0.1,
+        "weight_decay": 0.01,
+    }
+    rounds = SMALL_MODEL | {"num_iterations": 3}
+    ours = text | {"freeze_vision": True, "image_size": 160, "model_config": rounds}
+    yield Row("paintings", "paintings", "plain recipe", seed, text, rival="plain", pictures="none")
+    alone = ours | {"model_config": rounds | NO_LEVELS}
+    yield Row("paintings", "paintings", "text alone", seed, alone, pictures="none")
+    yield Row("paintings", "paintings", "full model", seed, ours)
+    yield Row("paintings", "paintings", "another post's pictures", seed, ours, pictures="another")
+    for name, switch in PAINTINGS_LEFT_OUT.items():
+        yield Row("paintings", "paintings", name, seed, ours | {"model_config": rounds | switch})
+    yield Row("paintings", "paintings", "pooled image", seed, ours, rival="pooled")
+    if seed == 0:
+        trained = ours | {"freeze_vision": False, "vision_learning_rate": 1e-4}
+        yield Row("paintings", "paintings", "backbone trained", seed, trained)
+
+
+def paintings_data(pictures: str, seed: int) -> tuple[DatasetDict, dict[str, Dataset]]:
+    data = load_splits(str(data_folder() / "paintings"))[0]
+    train, valid = data["train"], data["validation"]
+    without = with_pictures(valid, [None] * len(valid))
+    if pictures == "none":
+        data = DatasetDict({"train": with_pictures(train, [None] * len(train)), "validation": without})
+        return data, {"none": without}
+    swapped = with_pictures(valid, another_posts(valid["image"], seed))
+    images = another_posts(train["image"], seed) if pictures == "another" else train["image"]
+    images = [None if place % WITHOUT_PICTURE_EVERY == 0 else image for place, image in enumerate(images)]
+    scored = {"swapped": swapped, "none": without} | ({"own": valid} if pictures == "own" else {})
+    return DatasetDict({"train": with_pictures(train, images), "validation": valid}), scored
+
+
+# What a post is shown
+
+
+def data_folder() -> Path:
+    """Where the real sets lie.
+
+    Raises:
+        RuntimeError: `HAMLEARNING_DATA` does not name a folder.
+    """
+    folder = os.environ.get("HAMLEARNING_DATA")
+    if not folder or not Path(folder).is_dir():
+        raise RuntimeError("real text and photos are read from the folder that HAMLEARNING_DATA names: set it")
+    return Path(folder)
+
+
+def with_pictures(rows: Dataset, images: list) -> Dataset:
+    """The same posts with other pictures."""
+    return Dataset.from_dict(rows.to_dict() | {"image": images}, features=rows.features)
+
+
+def another_posts(images: list, seed: int) -> list:
+    """Every post's picture given to another post; a post without one takes part."""
+    order = random.Random(seed).sample(range(len(images)), len(images))
+    moved = list(images)
+    for place, following in zip(order, order[1:] + order[:1], strict=True):
+        moved[place] = images[following]
+    return moved
+
+
+def with_unrelated_pictures(rows: Dataset, seed: int) -> Dataset:
+    """Every post with a picture that has nothing to do with it: a rendered scene or one of the 20 tweet photos."""
+    pool = [image for image in planted_dataset(100, 99)["image"] if image]
+    pool += [{"path": str(path), "bytes": None} for path in sorted((data_folder() / "tweets20" / "images").iterdir())]
+    generator = random.Random(seed)
+    return with_pictures(rows, [generator.choice(pool) for _ in range(len(rows))])
+
+
+def spoiled(image: dict, spoil) -> dict:
+    file = io.BytesIO()
+    spoil(PIL.Image.open(io.BytesIO(image["bytes"]))).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+NOISES = {"blur": blur, "heavy JPEG": heavy_jpeg, "occlusion": occlude, "pure noise": pure_noise}
+
+
+def rows_of(section: str, seeds: list[int]) -> list[Row]:
+    """A section's rows, all of one seed before the next."""
+    of_seed = {
+        "levels": level_rows, "relevance": relevance_rows, "text": text_rows, "paintings": paintings_rows
+    }  # fmt: skip
+    if section not in of_seed:
+        raise ValueError(f"there is no section {section!r}: one of {', '.join(of_seed)}")
+    return [row for seed in seeds for row in of_seed[section](seed)]
+
+
+def data_of(row: Row) -> tuple[DatasetDict, dict[str, Dataset]]:
+    """What the row is trained on, and the sets it is scored on by their names."""
+    if row.section == "levels":
+        return planted_data(row.data, row.seed)
+    if row.section == "relevance":
+        return relevance_data(row.seed)
+    if row.section == "text":
+        return text_data(row.data, row.pictures, row.seed)
+    return paintings_data(row.pictures, row.seed)
