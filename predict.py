@@ -14,6 +14,7 @@ that cannot be tagged has no entities and an `error`.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import json
 import logging
@@ -99,7 +100,7 @@ class Tagger:
         with FileLock(Path(HF_MODULES_CACHE, ".hamlearning.lock")):
             device = 0 if torch.cuda.is_available() else -1
             options = {"revision": revision, "trust_remote_code": True, "device": device, "return_relevance": True}
-            self.ner = pipeline("mner", model=model, **options)
+            self.ner = pipeline("mner", model=model, model_kwargs={"use_safetensors": True}, **options)
         self.threads = ThreadPoolExecutor(FETCHES_AT_ONCE)
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -112,6 +113,7 @@ class Tagger:
             tagged = iter(self._tag([post for post in posts if not isinstance(post, Exception)]))
             for place, post in zip(places, posts, strict=True):
                 results[place] = _row(post if isinstance(post, Exception) else next(tagged))
+        _give_back_memory()
         columns = [pa.array([result[name] for result in results], type=kind) for name, kind in COLUMNS.items()]
         return pa.table([table["id"], *columns], names=["id", *COLUMNS])
 
@@ -170,6 +172,12 @@ def _parse(row: dict) -> dict | Exception:
         return DataError(f"is no line of JSON with a post: {error}")
 
 
+def _give_back_memory():
+    """Hand freed memory back: batches of ever other shapes leave holes, by which glibc's heap would grow for hours."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
 def _length(row: dict | Exception) -> int:
     text = None if isinstance(row, Exception) else row.get("tokens") or row.get("text")
     return len(text) if isinstance(text, list | str) else 0
@@ -223,6 +231,8 @@ def open_data(name: str, split: str | None) -> Posts:
         DataError: there is no such data, or it has no posts' columns.
     """
     path = Path(name)
+    if path.suffix in (".parquet", ".jsonl", ".txt", ".conll") and "://" not in name and not path.exists():
+        raise DataError(f"--data: there is no file {name}")
     splits = find_splits(path) if path.exists() else {}
     if "://" in name or path.suffix == ".parquet" or (path.is_dir() and any(path.rglob("*.parquet"))):
         found = pyarrow.dataset.dataset(name, format="parquet")
@@ -581,8 +591,15 @@ def _workers(options: argparse.Namespace) -> tuple[int, float]:
     return workers, gpus
 
 
+def _reason(error: BaseException) -> str:
+    """What went wrong, without Ray's account of where it ran."""
+    while isinstance(error, ray.exceptions.RayTaskError) and error.cause is not None:
+        error = error.cause
+    return str(error)
+
+
 if __name__ == "__main__":
     try:
         main()
-    except DataError as error:
-        sys.exit(f"predict.py: {error}")
+    except (DataError, OSError, ray.exceptions.RayError) as error:
+        sys.exit(f"predict.py: {_reason(error)}")

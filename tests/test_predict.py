@@ -12,8 +12,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import pipeline
 
 from .modeling.tiny_model import saved_tiny_model
@@ -164,6 +166,15 @@ def test_nothing_is_opened_without_an_image_folder(model):
     assert "is a file, but no folder was given: --images" in found["error"]
     (found,) = tagged(tagger, [{"text": "a"}])
     assert found["error"] is None
+
+
+def test_weights_are_safetensors(model, tmp_path):
+    for file in model.iterdir():
+        if file.is_file() and file.name != "model.safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save(load_file(model / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="no file named model.safetensors"):
+        Tagger(str(tmp_path), None, None, allow_urls=False, batch_size=4)
 
 
 def test_urls_are_fetched_when_told_to(tagger, monkeypatch):
@@ -349,6 +360,8 @@ def test_splits_and_changed_data(tmp_path):
     (tmp_path / "texts.jsonl").write_text('{"id": "b", "text": "longer"}')
     assert open_data(str(tmp_path / "texts.jsonl"), None).fingerprint != before
     pq.write_table(pa.table({"name": ["a"]}), tmp_path / "wrong.parquet")
+    with pytest.raises(DataError, match="there is no file"):
+        open_data(str(tmp_path / "nowhere.jsonl"), None)
     with pytest.raises(DataError, match="has the columns name; a post has id"):
         open_data(str(tmp_path / "wrong.parquet"), None)
 

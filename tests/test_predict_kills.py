@@ -1,0 +1,233 @@
+"""predict.py killed with -9, on a full disk and in a folder that cannot be written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from training.data import read_conll
+from training.planted import planted_dataset
+
+from .modeling.tiny_model import saved_tiny_model
+
+pytest.importorskip("ray", reason="bulk tagging needs the extra bulk")
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
+REAL = os.environ.get("HAMLEARNING_DATA")
+KILLS, NUM_POSTS, BLOCK_ROWS, SEED = 10, 2000, 10, 0
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return saved_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """Planted posts with their pictures, a few of them broken, and their ids."""
+    rows = planted_dataset(200, SEED).remove_columns(["ner_tags", "deciding_region"])
+    rows = rows.select([place % 200 for place in range(NUM_POSTS)]).remove_columns("id")
+    rows = rows.add_column("id", [f"post {place}" for place in range(NUM_POSTS)])
+    path = tmp_path_factory.mktemp("data") / "posts.parquet"
+    rows.to_parquet(path, batch_size=500)
+    return path, rows["id"][:]
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+class Run:
+    """predict.py in a process of its own, and the Ray below it."""
+
+    def __init__(self, model: Path, data: Path, output: Path, log: Path, *more: str):
+        self.output, self.log = output, log
+        command = [sys.executable, ROOT / "predict.py", "--model", model, "--data", data, "--output", output]
+        command += ["--workers", "1", "--block_rows", str(BLOCK_ROWS), *more]
+        with open(self.log, "ab") as log:
+            self.driver = psutil.Popen(
+                [*map(str, command)], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log
+            )
+
+    def below(self) -> list[psutil.Process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return self.driver.children(recursive=True)
+        return []
+
+    def workers(self) -> list[psutil.Process]:
+        """Ray's processes at work: the tagger, those that read and write, the one that leaves out what is done."""
+        found = []
+        for process in self.below():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name().startswith("ray::") or process.cmdline()[0].startswith("ray::"):
+                    found.append(process)
+        return found
+
+    def kill(self):
+        """kill -9 of the driver. What can write has to end with it; Ray's agents look for their head for a minute more."""
+        below = self.below()
+        agents = [process for process in below if alive(process) and "Agent" in process.name() + process.cmdline()[0]]
+        self.driver.kill()
+        self.driver.wait()
+        end = time.monotonic() + 60  # those that are only starting notice late
+        while (left := [process for process in below if process not in agents and alive(process)]) and (
+            time.monotonic() < end
+        ):
+            time.sleep(0.1)
+        for process in [*left, *agents]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        assert not left, f"{len(left)} processes of Ray outlived their driver by a minute: {left}"
+
+    def written(self) -> int:
+        return len(list(self.output.glob("data/*.parquet")))
+
+    def wait_for(self, condition, timeout: float = 400):
+        """Until something holds, checked every millisecond; the run must not end before."""
+        end = time.monotonic() + timeout
+        while not condition():
+            assert self.driver.poll() is None, f"ended with {self.driver.returncode}: {self.log.read_text()[-2000:]}"
+            assert time.monotonic() < end, f"nothing happened: {self.log.read_text()[-2000:]}"
+            time.sleep(0.001)
+
+    def finish(self, timeout: float = 900) -> str:
+        """The rest of the run, undisturbed; what it printed."""
+        below = self.below()
+        try:
+            assert self.driver.wait(timeout) == 0, self.log.read_text()[-3000:]
+        finally:
+            for process in [self.driver, *below, *self.below()]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        return self.log.read_text()
+
+
+def check_whole(output: Path, ids: list[str]):
+    """Every file can be read to its end, and every id stands in exactly one row."""
+    found = [name for file in (output / "data").iterdir() for name in pq.read_table(file)["id"].to_pylist()]
+    assert len(found) == len(set(found)), "an id stands twice"
+    assert sorted(found) == sorted(ids)
+    assert json.loads((output / "_predict.json").read_text())["complete"] and not (output / "_checkpoint").exists()
+
+
+def kill_drivers(model: Path, data: Path, output: Path, log: Path, kills: int, seed: int) -> list[str]:
+    """Kill the driver at random moments, early ones and those around a write among them; returns the moments."""
+    generator = random.Random(seed)
+    moments = []
+    for _ in range(kills):
+        run = Run(model, data, output, log)
+        kind = generator.choice(("start", "write", "write", "later"))
+        if kind == "start":
+            time.sleep(generator.uniform(0, 15))
+        else:
+            before, pending = run.written(), output / "_checkpoint"
+            run.wait_for(lambda run=run, before=before: run.written() > before)
+            if kind == "write":  # within a write: as its pending checkpoint is there
+                run.wait_for(lambda pending=pending: any(pending.glob("*.pending.parquet")))
+                time.sleep(generator.uniform(0, 0.02))
+            else:
+                time.sleep(generator.uniform(0, 4))
+        moments.append(f"{kind}, {run.written()} files")
+        run.kill()
+    return moments
+
+
+def test_kills_of_the_driver(model, planted, tmp_path):
+    path, ids = planted
+    moments = kill_drivers(model, path, tmp_path / "out", tmp_path / "log", KILLS, SEED)
+    print(f"killed {len(moments)} times: {'; '.join(moments)}")
+    Run(model, path, tmp_path / "out", tmp_path / "log").finish()
+    check_whole(tmp_path / "out", ids)
+
+
+def test_kills_of_a_worker(model, planted, tmp_path):
+    """Ray tries again what a killed worker had; nothing has to be started anew."""
+    path, ids = planted
+    generator = random.Random(SEED)
+    run = Run(model, path, tmp_path / "out", tmp_path / "log")
+    killed = []
+    while len(killed) < KILLS:
+        before = run.written()
+        run.wait_for(lambda before=before: run.written() > before)
+        time.sleep(generator.uniform(0, 1))
+        if workers := run.workers():
+            process = generator.choice(workers)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                killed.append(process.cmdline()[0])
+                process.kill()
+    print(f"killed: {'; '.join(killed)}")
+    run.finish()
+    check_whole(tmp_path / "out", ids)
+    assert any("Tagger" in name for name in killed), "no tagger was among them: choose another seed"
+
+
+@pytest.mark.skipif(not REAL, reason="HAMLEARNING_DATA names no folder with the real posts")
+def test_kills_on_real_posts(model, tmp_path):
+    """The validation posts of Twitter2017, killed three times."""
+    path = Path(REAL, "twitter2017", "valid.txt")
+    moments = kill_drivers(model, path, tmp_path / "out", tmp_path / "log", 3, SEED + 1)
+    print(f"killed {len(moments)} times: {'; '.join(moments)}")
+    Run(model, path, tmp_path / "out", tmp_path / "log").finish()
+    check_whole(tmp_path / "out", [post["id"] for post in read_conll(path)])
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 4 MB of memory."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk(model, planted, small_disk, tmp_path):
+    """A clear error; what was written stays, and the run goes on when there is room."""
+    path, ids = planted
+    output = small_disk / "out"
+    run = Run(model, path, output, tmp_path / "log")
+    run.wait_for(lambda: run.written() >= 3)
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+    assert run.driver.wait(300) == 1
+    last = run.log.read_text().splitlines()[-1]
+    assert last.startswith("predict.py: ") and "No space left on device" in last
+    before = {file.name: pq.read_table(file).num_rows for file in (output / "data").iterdir()}
+    assert len(before) >= 3
+    filler.unlink()
+    Run(model, path, output, tmp_path / "log").finish()
+    check_whole(output, ids)
+    assert before.items() <= {file.name: pq.read_table(file).num_rows for file in (output / "data").iterdir()}.items()
+
+
+def test_a_folder_that_cannot_be_written(model, planted, small_disk, tmp_path):
+    """Root may write where permission bits forbid it, so the whole disk is made read-only."""
+    (small_disk / "out").mkdir()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    log = tmp_path / "log"
+    for output in ("out", "new"):
+        command = [sys.executable, ROOT / "predict.py", "--model", model, "--data", planted[0]]
+        with open(log, "w") as file:
+            code = subprocess.run([*command, "--output", small_disk / output], cwd=ROOT, stderr=file).returncode
+        last = log.read_text().splitlines()[-1]
+        assert code == 1 and last.startswith("predict.py: ") and "Read-only file system" in last and output in last
