@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint
+.PHONY: help demo test test-slow lint bench
 
 help: ## show these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,3 +30,6 @@ test: lint ## everything that has to hold, in minutes
 
 test-slow: $(STAMP) ## what takes longer
 	$(BIN)/python -m pytest -m slow
+
+bench: $(STAMP) ## what the model costs above its two encoders
+	$(BIN)/python -m benchmarks.speed
