@@ -568,6 +568,8 @@ def _ray(options: argparse.Namespace) -> Iterator[None]:
         ray.init(options.address, runtime_env={"py_modules": ours}, log_to_driver=False)
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # On a busy machine a worker may start for longer than Ray's minute, after which it would start others instead.
+        os.environ.setdefault("RAY_worker_register_timeout_seconds", "600")
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         taggers = options.workers or os.cpu_count()
         ray.init(num_cpus=taggers + OTHER_CPUS, include_dashboard=False, log_to_driver=False)

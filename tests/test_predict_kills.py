@@ -96,7 +96,7 @@ class Run:
     def written(self) -> int:
         return len(list(self.output.glob("data/*.parquet")))
 
-    def wait_for(self, condition, timeout: float = 400):
+    def wait_for(self, condition, timeout: float = 900):
         """Until something holds, checked every millisecond; the run must not end before."""
         end = time.monotonic() + timeout
         while not condition():
@@ -209,7 +209,7 @@ def test_a_full_disk(model, planted, small_disk, tmp_path):
     with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
         while file.write(b"x" * 4096):
             pass
-    assert run.driver.wait(300) == 1
+    assert run.driver.wait(900) == 1
     last = run.log.read_text().splitlines()[-1]
     assert last.startswith("predict.py: ") and "No space left on device" in last
     before = {file.name: pq.read_table(file).num_rows for file in (output / "data").iterdir()}
