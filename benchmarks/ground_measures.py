@@ -52,26 +52,26 @@ def _relevance(model: HamLearningForTokenClassification, collator: MnerCollator,
 
 
 def grounding(model: HamLearningForTokenClassification, processor: HamLearningProcessor, rows: Dataset) -> float:
-    """Share of the entities found whose reported region is the one that decides (IoU of 0.5 or more)."""
+    """Share of the entities that a region decides whose reported region is that one (IoU of 0.5 or more).
+
+    An entity that is not found counts as wrong.
+    """
     right = []
+    names = labels_of(rows)
     for row, entities in zip(rows, _tagged(model, processor, rows), strict=True):
         width, height = Image.open(io.BytesIO(row["image"]["bytes"])).size
-        spans = [(start, end) for _, start, end in gold_entities(row, labels_of(rows))]
+        found = {entity["start"]: entity["region"] for entity in entities}
         starts = _starts(row["tokens"])
-        for entity in entities:
-            place = next((i for i, (start, _) in enumerate(spans) if starts[start] == entity["start"]), None)
-            if place is None or row["deciding_region"][place] < 0:
-                continue
-            region = entity["region"]
-            if region is None:
-                right.append(False)
-                continue
-            wanted = torch.tensor([row["boxes"][row["deciding_region"][place]]]) * torch.tensor(
-                [width, height, width, height]
-            )
-            reported = torch.tensor([list(region["box"].values())])
-            right.append(bool(box_iou(wanted, reported).item() >= MIN_IOU))
-    return float(np.mean(right)) if right else float("nan")
+        for (_, first, _), deciding in zip(gold_entities(row, names), row["deciding_region"], strict=True):
+            if deciding >= 0:
+                region = found.get(starts[first])
+                box = [part * size for part, size in zip(row["boxes"][deciding], (width, height) * 2, strict=True)]
+                right.append(region is not None and _iou(box, list(region["box"].values())) >= MIN_IOU)
+    return float(np.mean(right))
+
+
+def _iou(box: list[float], other: list[float]) -> float:
+    return box_iou(torch.tensor([box]), torch.tensor([other])).item()
 
 
 def calibration(

@@ -1,0 +1,84 @@
+"""The proving ground's own machinery: rows, rivals, measures and the table, a few posts and steps each."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from transformers import BertConfig, BertForTokenClassification
+
+from benchmarks import proving_ground
+from benchmarks.ground_measures import expected_calibration_error
+from benchmarks.ground_rows import another_posts, rows_of
+from benchmarks.real_weights import VISION_BACKBONE
+from benchmarks.rivals import PlainTagger
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Results in a folder of the test, random weights in place of those from the registry."""
+    weights = timm.create_model(VISION_BACKBONE).state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, tmp_path / "vision.safetensors")
+    monkeypatch.setattr(proving_ground, "vision_weights", lambda: str(tmp_path / "vision.safetensors"))
+    monkeypatch.setattr(proving_ground, "VISION_CACHE", tmp_path / "features")
+    monkeypatch.setattr(proving_ground, "QUICK_RESULTS", tmp_path / "results")
+    monkeypatch.setattr("benchmarks.ground_rows.text_encoder", lambda: "not needed here")
+    monkeypatch.setattr("benchmarks.ground_rows.PLANTED_TRAIN", 24)
+    monkeypatch.setattr("benchmarks.ground_rows.PLANTED_TEST", 24)
+    return tmp_path
+
+
+def test_rows_are_run_once_and_the_table_has_them_all(folder, monkeypatch):
+    call = ["levels", "--quick", "--seeds", "0", "--only", "figure1b"]
+    proving_ground.main(call)
+    done = {path.stem: json.loads(path.read_text()) for path in (folder / "results" / "rows").glob("*.json")}
+    assert set(done) == {f"levels-figure1b-{name}-0" for name in ("full-model", "text-alone", "pooled-image")}
+    assert all(0 <= row["scores"]["test"]["f1"] <= 1 and row["scores"]["test"]["gold_total"] for row in done.values())
+    assert 0 <= done["levels-figure1b-full-model-0"]["measures"]["grounding"] <= 1
+    table = (folder / "results" / "table.md").read_text()
+    assert all(f"| figure1b | {name} | 62.5 |" in table for name in ("full model", "text alone", "pooled image"))
+    monkeypatch.setattr(proving_ground, "run", lambda *_, **__: pytest.fail("a row that is done was run again"))
+    proving_ground.main(call)
+
+
+def test_every_row_has_a_name_of_its_own():
+    for section in ("levels", "relevance"):
+        names = [row.name for row in rows_of(section, [0, 1, 2])]
+        assert len(set(names)) == len(names)
+
+
+def test_another_posts_picture_is_never_ones_own():
+    images = [str(place) for place in range(50)]
+    moved = another_posts(images, seed=3)
+    assert sorted(moved) == sorted(images)
+    assert all(own != other for own, other in zip(images, moved, strict=True))
+
+
+def test_calibration_error_by_hand():
+    # Two bins: three entities at 0.9 of which two are right, one at 0.2 that is right.
+    found = expected_calibration_error(np.array([0.9, 0.9, 0.9, 0.2]), np.array([True, True, False, True]))
+    assert found["ece"] == pytest.approx((3 * abs(0.9 - 2 / 3) + abs(0.2 - 1)) / 4)
+    assert [of_bin["count"] for of_bin in found["bins"]] == [1, 3]
+
+
+def test_the_plain_recipe_is_token_classification_on_first_sub_tokens():
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    config.num_labels = 5
+    tagger = BertForTokenClassification(config).eval()
+    ids = torch.randint(1, 50, (2, 7))
+    positions, labels = torch.tensor([[1, 3, 4], [1, 2, -1]]), torch.tensor([[0, 1, 2], [3, 4, -100]])
+    at_tokens = torch.full((2, 7), -100)
+    at_tokens[0, [1, 3, 4]], at_tokens[1, [1, 2]] = labels[0], labels[1, :2]
+    ours = PlainTagger(tagger)(ids[:, None], torch.ones_like(ids)[:, None], positions, labels)
+    theirs = tagger(input_ids=ids, attention_mask=torch.ones_like(ids), labels=at_tokens)
+    assert torch.allclose(ours.loss, theirs.loss)
+    assert PlainTagger(tagger).decode(ours, labels >= 0) == [
+        theirs.logits[0, [1, 3, 4]].argmax(-1).tolist(), theirs.logits[1, [1, 2]].argmax(-1).tolist()
+    ]  # fmt: skip
