@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench
+.PHONY: help demo space test test-slow lint bench
 
 help: ## show these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,6 +19,10 @@ $(STAMP): setup.py
 demo: $(STAMP) ## train on planted posts, then tag held-out ones in a new process (minutes)
 	$(BIN)/python train.py configs/demo.yaml
 	$(BIN)/python -m training.demo outputs/demo/model
+
+space: $(STAMP) ## the demo page on the demo model, at http://127.0.0.1:7860
+	test -f outputs/demo/model/README.md || $(MAKE) demo
+	HAMLEARNING_MODEL=outputs/demo/model $(BIN)/python hub_scripts/space/app.py
 
 lint: $(STAMP) ## ruff check, format check, spelling
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, set_s
 from modeling_hamlearning import HamLearningConfig, HamLearningForTokenClassification
 from processors import HamLearningImageProcessor, HamLearningProcessor
 from training.arguments import DataArguments, MnerTrainingArguments, ModelArguments, parse_arguments
-from training.card import write_card
+from training.card import WITHOUT_PICTURES, read_rows, write_card
 from training.checkpoints import last_whole_checkpoint
 from training.collator import MnerCollator
 from training.curves import plot_curves
@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> dict:
     )
     _set_up_logging(training_arguments)
     set_seed(training_arguments.seed)
+    card_rows = read_rows(data_arguments.card_rows)
     if (training_arguments.do_eval or training_arguments.do_predict) and not training_arguments.do_train:
         raise ValueError(
             "nothing is trained: --do_eval and --do_predict score the model that --do_train makes; add it"
@@ -74,13 +75,16 @@ def main(arguments: list[str] | None = None) -> dict:
     trainer.save_state()
     if training_arguments.do_eval:
         results |= trainer.evaluate()
+        if data_arguments.use_images and "image" in data["validation"].column_names:
+            without = data["validation"].remove_columns("image")
+            results |= trainer.predict(without, metric_key_prefix="text_only").metrics
     if training_arguments.do_predict:
         results |= predict(trainer, data["test"], label_names, hashes.get("test"))
     trainer.save_model()
     if trainer.is_world_process_zero():
         folder = Path(training_arguments.output_dir)
         (folder / "all_results.json").write_text(json.dumps(results, indent=1))
-        _describe(folder, trainer, model_arguments, data_arguments, hashes, results, label_names)
+        _describe(folder, trainer, model_arguments, data_arguments, hashes, results, label_names, card_rows)
     if training_arguments.push_to_hub:
         trainer.push_to_hub()
     return results
@@ -212,14 +216,16 @@ def _callbacks(arguments: MnerTrainingArguments) -> list:
     return [EarlyStoppingCallback(early_stopping_patience=arguments.early_stopping_patience)]
 
 
-def _describe(folder, trainer, model_arguments, data_arguments, hashes, results, label_names):
+def _describe(folder, trainer, model_arguments, data_arguments, hashes, results, label_names, card_rows):
     """Curves and card of a finished run."""
     plot_curves(trainer.state.log_history, folder / "curves.png")
     shown = ("learning_rate", "head_learning_rate", "vision_learning_rate", "num_train_epochs", "seed", "warmup_steps",
              "per_device_train_batch_size", "weight_decay", "lr_scheduler_type", "bf16", "max_steps")  # fmt: skip
     settings = {name: trainer.args.to_dict()[name] for name in shown}
     settings |= {"text": model_arguments.text, "vision": model_arguments.vision} | model_arguments.model_config
-    metrics = {name.removeprefix("eval_"): value for name, value in results.items() if name.startswith("eval_")}
+    metrics = _of(results, "eval_")
+    references = {WITHOUT_PICTURES: _of(results, "text_only_")} if "text_only_f1" in results else {}
+    best = trainer.args.load_best_model_at_end
     write_card(
         folder,
         model_name=trainer.args.hub_model_id or folder.name,
@@ -231,7 +237,13 @@ def _describe(folder, trainer, model_arguments, data_arguments, hashes, results,
         base_models=[model_arguments.text]
         if "/" in model_arguments.text and not Path(model_arguments.text).exists()
         else [],
+        references=references | card_rows,
+        checkpoint="checkpoint with the best F1 there" if best else "checkpoint of the last epoch",
     )
+
+
+def _of(results: dict, prefix: str) -> dict:
+    return {name.removeprefix(prefix): value for name, value in results.items() if name.startswith(prefix)}
 
 
 def _set_up_logging(arguments: MnerTrainingArguments):

@@ -12,7 +12,7 @@ from transformers import Pipeline
 from transformers.image_utils import load_image
 
 from .configuration_hamlearning import LEVELS
-from .drawing import draw
+from .drawing import draw, draw_html
 
 OPTIONS = ("return_attention", "return_relevance")
 POST_FIELDS = ("text", "image", "boxes", "box_labels", "box_scores")
@@ -59,10 +59,16 @@ class MnerPipeline(Pipeline):
 
     def draw(self, post: str | dict[str, Any], result: list[dict[str, Any]]) -> Image.Image:
         """The post's picture with its entities' regions marked, and its text with the entities highlighted."""
+        return draw(*self._shown(post), result)
+
+    def draw_html(self, post: str | dict[str, Any], result: list[dict[str, Any]]) -> str:
+        """The same as HTML for a page or a notebook; with `return_attention=True`, entities show what they attend."""
+        return draw_html(*self._shown(post), result)
+
+    def _shown(self, post: str | dict[str, Any]) -> tuple[str, Image.Image | None]:
+        """Text and picture; the processor opens pictures as the model saw them: turned upright, in RGB."""
         parsed = self._parse(post, 0)
-        # The processor opens pictures as the model saw them: turned upright, in RGB.
-        image = None if parsed["image"] is None else self.processor.load_image(parsed["image"])
-        return draw(parsed["text"], image, result)
+        return parsed["text"], None if parsed["image"] is None else self.processor.load_image(parsed["image"])
 
     def get_iterator(
         self,

@@ -19,12 +19,13 @@ class ImageError(ValueError):
     """A picture that cannot be read, and why."""
 
 
-def load_image(source: Any) -> Image.Image:
+def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open a picture.
 
     Args:
         source: a path, bytes, a dict with `path` or `bytes` (as `datasets` keeps them), or a PIL image. No URL: whoever
             wants one fetched does so.
+        max_pixels: a file with more is refused before it is decoded.
 
     Returns:
         A PIL image in RGB: turned upright by its EXIF tag, the first frame if it is animated, on white if transparent,
@@ -59,8 +60,8 @@ def load_image(source: Any) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(file) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ImageError(f"has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read")
+                if image.width * image.height > max_pixels:
+                    raise ImageError(f"has {image.width} x {image.height} pixels; at most {max_pixels:,} are read")
                 return _to_rgb(image)
     except UnidentifiedImageError as error:
         raise ImageError("is not a picture in a known format (PNG, JPEG, WebP, GIF …)") from error

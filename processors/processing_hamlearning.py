@@ -108,9 +108,9 @@ class HamLearningProcessor(ProcessorMixin):
         return split_words(text)
 
     @staticmethod
-    def load_image(image: Any) -> Image.Image:
+    def load_image(image: Any, **options) -> Image.Image:
         """A picture as the model sees it: see `image_loading.load_image`."""
-        return load_image(image)
+        return load_image(image, **options)
 
     def load_images(self, images: list, names: list[str] | None = None) -> list[Image.Image | None]:
         """Open the pictures of posts; an error names the post (`names[i]`, or its place)."""

@@ -19,7 +19,8 @@ import train
 from processors import HamLearningImageProcessor, HamLearningProcessor
 from training.arguments import parse_arguments
 from training.collator import MnerCollator
-from training.data import read_conll
+from training.data import labels_of, read_conll
+from training.demo import f1
 from training.planted import planted_dataset
 from training.trainer import NotFiniteError
 
@@ -45,7 +46,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "model"
-    results = run(folder, "--do_predict", "--max_steps", "6", "--eval_strategy", "steps", "--eval_steps", "3",
+    rows = tmp_path_factory.mktemp("rows") / "rows.json"
+    rows.write_text(json.dumps({"use_spatial off": {"f1": 0.25, "f1_strict": 0.125}}))
+    results = run(folder, "--do_predict", "--card_rows", str(rows), "--max_steps", "6",
+                  "--eval_strategy", "steps", "--eval_steps", "3",
                   "--save_strategy", "steps", "--save_steps", "3", "--save_total_limit", "5")  # fmt: skip
     return folder, results
 
@@ -84,10 +88,25 @@ def test_the_card_is_whole(trained):
     card.data.to_yaml()
     assert card.data.library_name == "transformers" and "mner" in card.data.tags
     values = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    names = {"f1": "F1 (default seqeval)", "f1_strict": "F1 (strict IOB2)"}
+    other = "the same model without the pictures"
     assert values == {
-        "F1 (default seqeval)": round(results["eval_f1"], 4),
-        "F1 (strict IOB2)": round(results["eval_f1_strict"], 4),
+        **{name: round(results[f"eval_{key}"], 4) for key, name in names.items()},
+        **{f"{name}, {other}": round(results[f"text_only_{key}"], 4) for key, name in names.items()},
+        "F1 (default seqeval), use_spatial off": 0.25,
+        "F1 (strict IOB2), use_spatial off": 0.125,
     }
+    assert (
+        f"| *{other}* | {results['text_only_f1']:.4f} |" in card.text and "| *use_spatial off* | 0.2500 |" in card.text
+    )
+    headings = ["Use", "Scores", "Training", "Limits and risks"]
+    assert [line[3:] for line in card.text.split("\n") if line.startswith("## ")] == headings
+    assert (
+        "checkpoint of the last epoch" in card.text
+        and (folder / "curves.png").is_file()
+        and "(curves.png)" in card.text
+    )
+    assert "seed: 3" in card.text and "fusion_size: 32" in card.text
     assert "$" not in card.text and 'pipeline("mner"' in card.text and "LOC, MISC, ORG, PER" in card.text
 
 
@@ -331,3 +350,20 @@ def test_the_order_of_the_posts_follows_from_seed_and_epoch_alone(tmp_path):
         orders[name] = list(trainer._get_train_sampler())
     assert orders["one"] == orders["four"] == orders["gathered"] and sorted(orders["one"]) == list(range(900))
     assert orders["later"] == orders["resumed"] != orders["one"]
+
+
+def test_rows_for_the_card_are_checked(tmp_path):
+    (tmp_path / "rows.json").write_text('{"no CRF": {"f1": 0.5}}')
+    with pytest.raises(ValueError, match="row 'no CRF': numbers f1 and f1_strict"):
+        run(tmp_path, "--card_rows", str(tmp_path / "rows.json"))
+    with pytest.raises(ValueError, match="cannot be read as JSON"):
+        run(tmp_path, "--card_rows", str(tmp_path / "none.json"))
+
+
+def test_the_text_only_row_is_the_model_without_the_pictures(trained):
+    """The posts without a picture score alike, whichever way the picture is left out."""
+    folder, results = trained
+    rows = planted_dataset(8, 1)
+    ner = pipeline("mner", model=str(folder), trust_remote_code=True)
+    tagged = ner([{"text": row["tokens"], "image": None} for row in rows])
+    assert results["text_only_f1"] == pytest.approx(f1(rows, tagged, labels_of(rows)))

@@ -64,6 +64,10 @@ class DataArguments:
     planted_posts: list[int] = field(
         default_factory=lambda: [3000, 300, 300], metadata={"help": "Planted posts of train, validation and test."}
     )
+    card_rows: str | None = field(
+        default=None,
+        metadata={"help": 'Rows of other runs for the card: a JSON file {"name": {"f1": …, "f1_strict": …}}.'},
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use the first posts of train only."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use the first posts of validation only."})
     max_predict_samples: int | None = field(default=None, metadata={"help": "Use the first posts of test only."})

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from string import Template
 from typing import Any
 
 import yaml
 
+CONVENTIONS = {"default seqeval": "f1", "strict IOB2": "f1_strict"}
+# The row that tells what the pictures are worth: the trained model, its pictures left out.
+WITHOUT_PICTURES = "the same model without the pictures"
 TEMPLATE = Path(__file__).resolve().parents[1] / "model_card.md"
 
 
@@ -20,12 +24,17 @@ def write_card(
     settings: dict[str, Any],
     labels: list[str],
     base_models: list[str],
+    references: dict[str, dict[str, Any]] | None = None,
+    checkpoint: str = "checkpoint of the last epoch",
 ) -> Path:
     """Fill the template and write `README.md` into the model's folder.
 
     Args:
         metrics: of the validation split, as [`MnerScores`] returns them; empty if none was run.
         settings: training arguments worth reading.
+        references: metrics of other rows on the same split by name, such as those of an ablation: any mapping with `f1`
+            and `f1_strict`.
+        checkpoint: which one was scored.
     """
     metadata = {
         "library_name": "transformers",
@@ -48,8 +57,13 @@ def write_card(
                             "split": "validation",
                         },
                         "metrics": [
-                            {"type": "f1", "name": "F1 (default seqeval)", "value": round(metrics["f1"], 4)},
-                            {"type": "f1", "name": "F1 (strict IOB2)", "value": round(metrics["f1_strict"], 4)},
+                            {
+                                "type": "f1",
+                                "name": f"F1 ({convention}){note}",
+                                "value": round(values[key], 4),
+                            }
+                            for note, values in _rows(metrics, references)
+                            for convention, key in CONVENTIONS.items()
                         ],
                     }
                 ],
@@ -60,8 +74,9 @@ def write_card(
         metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip(),
         model_name=model_name,
         data_name=data_name,
+        checkpoint=checkpoint,
         types=", ".join(kinds),
-        scores=_scores(metrics, kinds),
+        scores=_scores(metrics, kinds, references),
         hashes="\n".join(f"- {split}: `{value}`" for split, value in data_hashes.items()) or "- generated",
         settings=yaml.safe_dump(settings, sort_keys=True, allow_unicode=True).strip(),
     )
@@ -70,7 +85,32 @@ def write_card(
     return path
 
 
-def _scores(metrics: dict[str, Any], kinds: list[str]) -> str:
+def read_rows(path: str | Path | None) -> dict[str, dict[str, Any]]:
+    """Rows of other runs for the card; none without a file.
+
+    Raises:
+        ValueError: naming the file, and the row that lacks a score.
+    """
+    if path is None:
+        return {}
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"card_rows: {path} cannot be read as JSON: {error}") from error
+    for name, values in rows.items() if isinstance(rows, dict) else [("", rows)]:
+        if not isinstance(values, dict) or not all(
+            isinstance(values.get(key), int | float) for key in CONVENTIONS.values()
+        ):
+            raise ValueError(f"card_rows: {path}, row {name!r}: numbers f1 and f1_strict are wanted")
+    return rows
+
+
+def _rows(metrics: dict[str, Any], references: dict[str, dict[str, Any]] | None) -> list[tuple[str, dict[str, Any]]]:
+    """The model's own row, without a note, then the others."""
+    return [("", metrics), *((f", {name}", values) for name, values in (references or {}).items())]
+
+
+def _scores(metrics: dict[str, Any], kinds: list[str], references: dict[str, dict[str, Any]] | None = None) -> str:
     if not metrics:
         return "No validation was run."
     rows = ["| | F1, default seqeval | F1, strict IOB2 | gold entities, default / strict |", "|---|---|---|---|"]
@@ -85,4 +125,6 @@ def _scores(metrics: dict[str, Any], kinds: list[str]) -> str:
                 f"| {kind} | {loose['f1']:.4f} | {strict['f1'] if strict else 0:.4f} "
                 f"| {loose['gold_total']} / {strict['gold_total'] if strict else 0} |"
             )
+    for name, values in (references or {}).items():
+        rows.append(f"| *{name}* | {values['f1']:.4f} | {values['f1_strict']:.4f} | |")
     return "\n".join(rows)

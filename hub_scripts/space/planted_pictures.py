@@ -1,0 +1,1 @@
+../../training/planted_pictures.py
