@@ -15,6 +15,7 @@ USUAL_TYPES = ("PER", "LOC", "ORG", "MISC")
 MARGIN, FONT_SIZE, MIN_WIDTH, BAR_WIDTH = 16, 18, 480, 120
 # Longest side of the photo inside the HTML, in pixels.
 HTML_PHOTO_SIZE = 1024
+MAX_HTML_HEIGHT = 560
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -155,7 +156,8 @@ def draw_html(text: str, image: Image.Image | None, entities: list[dict[str, Any
     )
     parts.append(f'<p class="text" dir="auto">{"".join(marks)}</p>')
     if image is not None:
-        parts.append(f'<div class="photo"><img alt="the photo of the post" src="{_data_url(image)}">')
+        style = f"width: {_shown_width(image):.0f}px"
+        parts.append(f'<div class="photo"><img alt="the photo" style="{style}" src="{_data_url(image)}">')
         for box, of_region in _regions(ordered):
             color = color_of(of_region[0]["entity_group"], groups)
             parts.append(_frame("region", box, image.size, color, _name(of_region)))
@@ -186,6 +188,12 @@ def draw_html(text: str, image: Image.Image | None, entities: list[dict[str, Any
             caption = "How far each level of the photo was used"
             parts.append(f'<table class="levels"><caption>{caption}</caption><tbody>{"".join(bars)}</tbody></table>')
     return f'<div class="hamlearning">{"".join(parts)}</div>'
+
+
+def _shown_width(image: Image.Image) -> float:
+    """Small photos larger and large ones smaller, and neither a banner nor a tower off the page."""
+    width = min(max(image.width, MIN_WIDTH), 720)
+    return max(1, min(width, MAX_HTML_HEIGHT * image.width / image.height))
 
 
 def _data_url(image: Image.Image) -> str:
@@ -220,7 +228,7 @@ _STYLE = """
 .hamlearning mark:focus { outline: 3px solid var(--c); outline-offset: 2px; }
 .hamlearning mark b { font-size: .65rem; margin-inline-start: .4rem; letter-spacing: .03em; color: inherit; }
 .hamlearning .photo { position: relative; display: inline-block; max-width: 100%; line-height: 0; overflow: hidden; }
-.hamlearning .photo img { max-width: 100%; max-height: 70vh; min-width: min(100%, 380px); height: auto; margin: 0; }
+.hamlearning .photo img { max-width: 100%; height: auto; margin: 0; }
 .hamlearning .photo div { position: absolute; box-sizing: border-box; border: 3px solid var(--c); }
 .hamlearning .photo span { position: absolute; top: 0; background: var(--c); color: white; font-size: .75rem; line-height: 1.4;
   padding: 0 .3rem; white-space: nowrap; }

@@ -201,7 +201,7 @@ def test_type_upload_see_the_entities(visitor, photo, tmp_path):
 
     # The regions were those of that photo.
     Image.new("RGB", (50, 50)).save(tmp_path / "other.png")
-    visitor.all("#photo button[aria-label='Clear'], #photo button[title='Clear']")[0].click()
+    visitor.all("#photo button[aria-label='Remove Image']")[0].click()
     visitor.wait(lambda: visitor.all("#regions textarea")[0].get_attribute("value") == "")
 
 
