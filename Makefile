@@ -17,7 +17,7 @@ $(STAMP): setup.py
 	touch $@
 
 demo: $(STAMP) ## train on planted posts, then tag held-out ones in a new process (minutes)
-	$(BIN)/python train.py configs/demo.yaml
+	$(BIN)/python train.py configs/demo.yaml --overwrite_output_dir
 	$(BIN)/python -m training.demo outputs/demo/model
 
 space: $(STAMP) ## the demo page on the demo model, at http://127.0.0.1:7860

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import timm
@@ -17,7 +18,7 @@ from modeling_hamlearning import HamLearningConfig, HamLearningForTokenClassific
 from processors import HamLearningImageProcessor, HamLearningProcessor
 from training.arguments import DataArguments, MnerTrainingArguments, ModelArguments, parse_arguments
 from training.card import WITHOUT_PICTURES, read_rows, write_card
-from training.checkpoints import last_whole_checkpoint
+from training.checkpoints import check_resumable, check_writable, checkpoints, claim, last_whole_checkpoint, writing
 from training.collator import MnerCollator
 from training.curves import plot_curves
 from training.data import DataError, labels_of, load_splits
@@ -43,6 +44,8 @@ def main(arguments: list[str] | None = None) -> dict:
         )
     training_arguments.do_train = True
 
+    folder = Path(training_arguments.output_dir)
+    check_writable(folder)
     data, hashes = _load_data(data_arguments)
     _need(data, "train", "training")
     if training_arguments.do_eval:
@@ -54,11 +57,17 @@ def main(arguments: list[str] | None = None) -> dict:
         data = data.map(lambda row: row | {"image": None}, desc="images left out") if _has_images(data) else data
         off = dict.fromkeys(("use_global", "use_objects", "use_spatial", "use_semantic"), False)
         model_arguments.model_config = model_arguments.model_config | off
-    resumed = training_arguments.resume_from_checkpoint
-    if str(resumed).lower() in ("true", "auto"):
-        training_arguments.resume_from_checkpoint = last_whole_checkpoint(training_arguments.output_dir)
+    is_first = training_arguments.process_index == 0
+    settings = _settings(model_arguments, data_arguments, hashes, label_names)
+    claim(folder, settings, training_arguments.overwrite_output_dir, is_first)
+    if str(training_arguments.resume_from_checkpoint).lower() in ("true", "auto"):
+        training_arguments.resume_from_checkpoint = last_whole_checkpoint(folder)
+        if training_arguments.resume_from_checkpoint is None and checkpoints(folder):
+            logger.warning("%s has no whole checkpoint: training starts anew", folder)
 
     model, processor = build(model_arguments, data, label_names)
+    if training_arguments.resume_from_checkpoint:
+        check_resumable(training_arguments.resume_from_checkpoint, model.config)
     trainer = MnerTrainer(
         model=model,
         args=training_arguments,
@@ -82,9 +91,9 @@ def main(arguments: list[str] | None = None) -> dict:
         results |= predict(trainer, data["test"], label_names, hashes.get("test"))
     trainer.save_model()
     if trainer.is_world_process_zero():
-        folder = Path(training_arguments.output_dir)
-        (folder / "all_results.json").write_text(json.dumps(results, indent=1))
-        _describe(folder, trainer, model_arguments, data_arguments, hashes, results, label_names, card_rows)
+        with writing("results", folder):
+            (folder / "all_results.json").write_text(json.dumps(results, indent=1))
+            _describe(folder, trainer, model_arguments, data_arguments, hashes, results, label_names, card_rows)
     if training_arguments.push_to_hub:
         trainer.push_to_hub()
     return results
@@ -199,6 +208,13 @@ def _load_data(arguments: DataArguments) -> tuple[DatasetDict, dict[str, str]]:
         {split: rows.add_column("length", [len(tokens) for tokens in rows["tokens"]]) for split, rows in data.items()}
     )
     return data, hashes
+
+
+def _settings(model: ModelArguments, data: DataArguments, hashes: dict[str, str], labels: list[str]) -> dict:
+    """What makes a run this one: model and data, where the data's hashes count for more than where it lies."""
+    settings = asdict(model) | asdict(data) | {"hashes": hashes, "labels": labels}
+    del settings["data_path" if hashes else "hashes"]
+    return settings
 
 
 def _has_images(data: DatasetDict) -> bool:

@@ -78,6 +78,9 @@ class MnerTrainingArguments(TrainingArguments):
     """transformers' own, with a learning rate for each part."""
 
     output_dir: str | None = field(default="outputs/run")
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Write over a run of another model or data, whose checkpoints are removed."}
+    )
     head_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate outside the encoders; learning_rate if unset."}
     )

@@ -15,6 +15,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from .checkpoints import writing
 from .metric import MnerMetric
 
 # The first pattern that fits names a parameter's part.
@@ -104,9 +105,25 @@ class MnerTrainer(Trainer):
             super().create_model_card(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict=None):
-        super()._save(output_dir, state_dict)
-        # A pickle of the arguments, which nothing reads and which must not go to the Hub; the card has them in words.
-        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        folder = Path(output_dir or self.args.output_dir)
+        # Beside, then moved: what is cut short leaves an earlier model as it was.
+        unfinished = folder / ".unfinished"
+        with writing("the model", self.args.output_dir):
+            super()._save(str(unfinished), state_dict)
+            # A pickle of the arguments, which nothing reads and which must not go to the Hub; the card has them in words.
+            (unfinished / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            for path in unfinished.iterdir():
+                path.replace(folder / path.name)
+            unfinished.rmdir()
+
+    def _save_checkpoint(self, *args, **kwargs):
+        with writing(f"checkpoint-{self.state.global_step}", self.args.output_dir):
+            super()._save_checkpoint(*args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str):
+        super()._save_rng_state(output_dir)
+        # The first process then writes the state, which says that the checkpoint is whole: the others' files belong to it.
+        self.accelerator.wait_for_everyone()
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
         ids = inputs.pop("ids", None)
@@ -115,10 +132,15 @@ class MnerTrainer(Trainer):
         # One number for both, so that a GPU is waited for once.
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True) if gradients else loss.new_zeros(())
         if not torch.isfinite(loss + norm.to(loss.device)):
-            what = "loss" if not torch.isfinite(loss) else "gradient"
+            is_loss = not torch.isfinite(loss)
+            # In fp16 a gradient overflows while the loss's scale is sought: the scaler skips the step and halves it.
+            scaler = self.accelerator.scaler
+            if scaler is not None and not is_loss and scaler.get_scale() > 1:
+                return loss
+            process = f" on process {self.args.process_index}" if self.args.world_size > 1 else ""
             raise NotFiniteError(
-                f"the {what} of step {self.state.global_step + 1} is not finite; its posts: {', '.join(ids or ['?'])}. "
-                "Look at these posts, lower the learning rate, or train in fp32."
+                f"the {'loss' if is_loss else 'gradient'} of step {self.state.global_step + 1} is not finite{process}; its "
+                f"posts: {', '.join(ids or ['?'])}. Look at these posts, lower the learning rate, or train in fp32."
             )
         return loss
 
