@@ -1,0 +1,240 @@
+"""Training that is killed, that fills its disk, or that is sent to the wrong folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from training.checkpoints import OutputError, checkpoints, is_whole
+from training.trainer import MnerTrainer, NotFiniteError
+
+from .modeling.tiny_model import tiny_model
+from .test_train import SMALL, run
+
+ROOT = Path(__file__).resolve().parents[1]
+REAL = os.environ.get("HAMLEARNING_DATA")
+SHORT = ("--max_steps", "2", "--eval_strategy", "no", "--do_eval", "false", "--save_strategy", "steps",
+         "--save_steps", "1", "--save_total_limit", "9")  # fmt: skip
+KILLS = 10
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def train_until(folder: Path, arguments: list[str], moment) -> bool:
+    """Train in a process of its own, resuming; `kill -9` at the moment. Whether it was killed before its end."""
+    command = [sys.executable, "train.py", "configs/demo.yaml", *arguments, "--output_dir", str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with open(folder.parent / "log.txt", "ab") as log:
+        process = subprocess.Popen(
+            [*command, "--resume_from_checkpoint", "auto"], cwd=ROOT, env=environment, stdout=log, stderr=log
+        )
+        try:
+            while process.poll() is None:
+                if moment(folder):
+                    process.send_signal(signal.SIGKILL)
+                    process.wait()
+                    return True
+                time.sleep(0.0005)
+        finally:
+            process.kill()
+            process.wait()
+    assert process.returncode == 0, (folder.parent / "log.txt").read_text()[-3000:]
+    return False
+
+
+def moments(seed: int):
+    """Ten moments of a run that has made a checkpoint since it began: some while one is written, some after a while."""
+    generator = random.Random(seed)
+    for number in range(KILLS):
+        seen: dict = {}
+        wait = generator.uniform(0, 0.08) if number % 2 else generator.uniform(0.1, 1.5)
+
+        def moment(folder: Path, seen=seen, wait=wait, in_writing=number % 2 == 1) -> bool:
+            now = {path.name for path in checkpoints(folder)}
+            new = now - seen.setdefault("before", now)
+            if not new:
+                return False
+            begun = seen.setdefault("begun", time.monotonic())
+            if not in_writing:
+                return time.monotonic() - begun > wait
+            latest = seen.setdefault("latest", folder / max(new, key=lambda name: int(name.split("-")[1])))
+            return time.monotonic() - begun > wait or (latest / "rng_state.pth").exists()
+
+        yield moment
+
+
+def kill_and_compare(tmp_path: Path, arguments: list[str], seed: int):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert not train_until(whole, arguments, lambda folder: False)
+    kills = torn = 0
+    for moment in moments(seed):
+        if not train_until(killed, arguments, moment):
+            break
+        kills += 1
+        torn += any(not is_whole(path) for path in checkpoints(killed))
+    assert kills == KILLS, f"the run ended after {kills} kills: give it more steps"
+    assert torn > 0, "no kill fell into the writing of a checkpoint"
+    train_until(killed, arguments, lambda folder: False)
+    expected, actual = weights(whole), weights(killed)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    logs = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (whole, killed)]
+    losses = [[entry["loss"] for entry in log if "loss" in entry] for log in logs]
+    assert losses[0] == losses[1]
+    print(f"{kills} kills, {torn} with a half-written checkpoint left behind")
+
+
+@pytest.mark.slow
+def test_killed_ten_times_on_planted_posts(tmp_path):
+    kill_and_compare(tmp_path, [*SMALL, "--max_steps", "600", "--eval_strategy", "no", "--save_strategy", "steps",
+                                "--save_steps", "7", "--save_total_limit", "3"], 0)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL, reason="HAMLEARNING_DATA names no folder with the real posts")
+def test_killed_ten_times_on_the_real_text(tmp_path):
+    kill_and_compare(tmp_path, [*SMALL, "--data_path", str(Path(REAL, "twitter2017")), "--max_train_samples", "200",
+                                "--max_eval_samples", "20", "--max_steps", "600", "--eval_strategy", "no",
+                                "--save_strategy", "steps", "--save_steps", "7", "--save_total_limit", "3"], 1)  # fmt: skip
+
+
+def test_resumed_in_a_later_epoch_ends_at_the_same_weights(tmp_path):
+    """The order of the posts came from the random state at the start of the process, not of the epoch."""
+    steps = ("--planted_posts", "[12, 4, 4]", "--max_steps", "7", "--eval_strategy", "no", "--do_eval", "false")
+    run(tmp_path / "whole", *steps, "--save_strategy", "steps", "--save_steps", "1",
+        "--save_total_limit", "9")  # fmt: skip
+    run(tmp_path / "resumed", *steps, "--save_strategy", "no",
+        "--resume_from_checkpoint", str(tmp_path / "whole" / "checkpoint-4"))  # fmt: skip
+    expected, actual = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def test_a_half_written_checkpoint_is_never_gone_on_from(tmp_path, caplog):
+    run(tmp_path, *SHORT)
+    for name in ("checkpoint-2", "checkpoint-1"):
+        state = tmp_path / name / "optimizer.pt"
+        state.write_bytes(state.read_bytes()[:-100])
+        with pytest.raises(OutputError, match=f"{name} is no whole checkpoint; the last whole one beside it: "):
+            run(tmp_path, *SHORT, "--resume_from_checkpoint", str(tmp_path / name))
+    with caplog.at_level(logging.WARNING):
+        run(tmp_path, *SHORT, "--resume_from_checkpoint", "auto")
+    assert "has no whole checkpoint: training starts anew" in caplog.text
+
+
+def test_a_folder_of_another_model_or_data_is_refused_unless_told(tmp_path):
+    run(tmp_path, *SHORT)
+    before = weights(tmp_path)
+    with pytest.raises(OutputError, match=r"holds another run \(planted_posts differ\).*--overwrite_output_dir"):
+        run(tmp_path, *SHORT, "--planted_posts", "[36, 8, 8]")
+    with pytest.raises(OutputError, match=r"holds another run \(image_size differ\)"):
+        run(tmp_path, *SHORT, "--image_size", "32", "--resume_from_checkpoint", "auto")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(tmp_path).items())
+    run(tmp_path, "--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no", "--image_size", "32",
+        "--overwrite_output_dir")  # fmt: skip
+    assert not checkpoints(tmp_path)
+    (tmp_path / "_run.json").unlink()
+    with pytest.raises(OutputError, match="a model that no such run has made"):
+        run(tmp_path, *SHORT)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    run(tmp_path / "a", *SHORT)
+    other = ("--resume_from_checkpoint", str(tmp_path / "a" / "checkpoint-1"))
+    with pytest.raises(
+        OutputError, match="checkpoint-1 is a checkpoint of another model: fusion_size, use_crf differ"
+    ):
+        run(tmp_path / "b", *SHORT, *other, "--model_config", "{use_crf: false}")
+    with pytest.raises(OutputError, match="another model: text_config.hidden_size, text_config.num_hidden_layers"):
+        run(tmp_path / "c", *SHORT, *other, "--text_config", "{num_hidden_layers: 2}")
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_training(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(train, "_load_data", lambda arguments: pytest.fail("the data were read first"))
+    with pytest.raises(OutputError, match="output_dir .*file/out cannot be written: Not a directory"):
+        run(tmp_path / "file" / "out", *SHORT)
+
+
+@contextmanager
+def mounted(folder: Path, size: str):
+    """A file system of that size."""
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True)
+    if made.returncode:
+        pytest.skip(f"no file system can be mounted here: {made.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_read_only_folder_is_named_before_training(tmp_path, monkeypatch):
+    if not shutil.which("mount"):
+        pytest.skip("there is no mount command")
+    monkeypatch.setattr(train, "_load_data", lambda arguments: pytest.fail("the data were read first"))
+    with mounted(tmp_path / "disk", "1m") as disk:
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(OutputError, match="disk cannot be written: Read-only file system"):
+            run(disk, *SHORT)
+
+
+def test_a_full_disk_is_named_and_leaves_what_was_written(tmp_path):
+    if not shutil.which("mount"):
+        pytest.skip("there is no mount command")
+    run(tmp_path / "sizes", *SHORT)
+    size = sum(path.stat().st_size for path in (tmp_path / "sizes" / "checkpoint-1").iterdir())
+    for share, left in ((1.5, ["checkpoint-1"]), (0.5, [])):
+        with mounted(tmp_path / f"disk{share}", f"{int(share * size) // 1024}k") as disk:
+            with pytest.raises(
+                OutputError, match=rf"written to .*disk{share}, where .* MB are free.*(go on from|no whole)"
+            ):
+                run(disk, *SHORT)
+            assert [path.name for path in checkpoints(disk) if is_whole(path)] == left
+    # The model of an earlier run stays as it was when there is no room for the next.
+    with mounted(tmp_path / "final", f"{size * 3 // 1024}k") as disk:
+        last = ("--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no")
+        run(disk, *last)
+        before = (disk / "model.safetensors").read_bytes()
+        (disk / "ballast").write_bytes(b"x" * (shutil.disk_usage(disk).free - 200_000))
+        with pytest.raises(OutputError, match="the model could not be written"):
+            run(disk, *last, "--seed", "5")
+        assert (disk / "model.safetensors").read_bytes() == before
+
+
+def test_an_overflow_in_fp16_is_left_to_the_scaler(monkeypatch):
+    trainer = MnerTrainer.__new__(MnerTrainer)
+    trainer.args, trainer.state = SimpleNamespace(world_size=1, process_index=0), SimpleNamespace(global_step=4)
+    model, scale = tiny_model(), torch.amp.GradScaler("cpu", init_scale=2.0)
+    scale.scale(torch.ones(1))
+    trainer.accelerator = SimpleNamespace(scaler=scale)
+
+    def overflow(self, model, inputs, num_items_in_batch=None):
+        model.classifier.weight.grad = torch.full_like(model.classifier.weight, torch.inf)
+        return torch.tensor(inputs["loss"])
+
+    monkeypatch.setattr("transformers.Trainer.training_step", overflow)
+    assert trainer.training_step(model, {"ids": ["a"], "loss": 1.0}) == 1
+    with pytest.raises(NotFiniteError, match="the loss of step 5 is not finite; its posts: a"):
+        trainer.training_step(model, {"ids": ["a"], "loss": torch.nan})
+    scale.update(1.0)  # nothing is left to halve: the gradient itself is broken
+    with pytest.raises(NotFiniteError, match="the gradient of step 5 is not finite; its posts: a"):
+        trainer.training_step(model, {"ids": ["a"], "loss": 1.0})
+    trainer.accelerator.scaler = None
+    with pytest.raises(NotFiniteError, match="the gradient"):
+        trainer.training_step(model, {"ids": ["a"], "loss": 1.0})
