@@ -194,6 +194,7 @@ def test_a_read_only_folder_is_named_before_training(tmp_path, monkeypatch):
             run(disk, *SHORT)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_leaves_what_was_written(tmp_path):
     if not shutil.which("mount"):
         pytest.skip("there is no mount command")
