@@ -213,7 +213,7 @@ def _load_data(arguments: DataArguments) -> tuple[DatasetDict, dict[str, str]]:
 def _settings(model: ModelArguments, data: DataArguments, hashes: dict[str, str], labels: list[str]) -> dict:
     """What makes a run this one: model and data, where the data's hashes count for more than where it lies."""
     settings = asdict(model) | asdict(data) | {"hashes": hashes, "labels": labels}
-    for name in ("data_path" if hashes else "hashes", "vision_cache"):
+    for name in ("data_path" if hashes else "hashes", "vision_cache", "card_rows"):
         del settings[name]
     return settings
 
