@@ -61,6 +61,9 @@ def main(arguments: list[str] | None = None) -> Path:
         "images": options.images and str(Path(options.images).resolve()),
         "regions": options.regions,
     }
+    if (options.regions or "").endswith(".jsonl") and Path(options.regions).is_file():
+        # The same name with other regions in it is another data set.
+        settings["regions_file"] = sha256(options.regions)
     _claim(output, settings)
     extract = _extractor(options.regions)
     missing: dict[str, list[str]] = {}
