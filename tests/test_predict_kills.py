@@ -73,7 +73,9 @@ class Run:
         found = []
         for process in self.below():
             with contextlib.suppress(psutil.NoSuchProcess, IndexError):
-                if any(kind in process.cmdline()[0] for kind in ("Tagger", "Write", "Read", "Repartition", "Filter")):
+                name = process.cmdline()[0]
+                works = any(kind in name for kind in ("Tagger", "Write", "Read", "Repartition", "Filter"))
+                if works and "__init__" not in name:
                     found.append(process)
         return found
 
