@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import Pipeline
 from transformers.image_utils import load_image
 
@@ -19,6 +23,42 @@ POST_FIELDS = ("text", "image", "boxes", "box_labels", "box_scores")
 # Posts are read this many batches ahead, so that a batch can be made of posts of like length.
 BATCHES_AHEAD = 16
 URL_TIMEOUT_SECONDS = 10
+# Files are opened and resized by threads this many batches ahead: PIL and torchvision let others run meanwhile.
+THREADS, BATCHES_OPENED_AHEAD = 4, 2
+ENCODED_BYTES = 64 * 2**20
+
+
+class Opened(NamedTuple):
+    """A post's picture: a hash of its pixels, the pixels (3, height, width) as the model takes them, the original's size
+    (height, width), and the picture itself where the region extractor has to look at it.
+    """
+
+    key: str
+    pixels: Tensor
+    size: tuple[int, int]
+    picture: Image.Image | None
+
+
+class EncodedPictures:
+    """Feature maps of the pictures a stream showed last, so that an equal one is not encoded again; at most so many bytes."""
+
+    def __init__(self, max_bytes: int = ENCODED_BYTES):
+        self.max_bytes = max_bytes
+        self.kept: OrderedDict[str, Tensor] = OrderedDict()
+
+    def features(self, keys: list[str], pixels: list[Tensor], encode: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Feature map (C, rows, columns) of every picture; only those that are new are encoded, each once."""
+        new = {key: image for key, image in zip(keys, pixels, strict=True) if key not in self.kept}
+        if new:
+            feature_maps = encode(torch.stack(list(new.values())))
+            self.kept |= {key: feature_map.clone() for key, feature_map in zip(new, feature_maps, strict=True)}
+        found = [self.kept[key] for key in keys]
+        for key in keys:
+            self.kept.move_to_end(key)
+        size = found[0].numel() * found[0].element_size()
+        while len(self.kept) * size > self.max_bytes:
+            self.kept.popitem(last=False)
+        return found
 
 
 class MnerPipeline(Pipeline):
@@ -80,18 +120,47 @@ class MnerPipeline(Pipeline):
         postprocess_params: dict,
     ) -> Iterator[list[dict[str, Any]]]:
         """Results in the order of the posts; within a window of posts, batches are grouped by length."""
-        numbered = enumerate(inputs)
-        while window := list(islice(numbered, batch_size * BATCHES_AHEAD)):
-            posts = [self._parse(post, index) for index, post in window]
-            by_length = sorted(range(len(posts)), key=lambda place: len(posts[place]["words"]))
-            results: list = [None] * len(posts)
-            for first in range(0, len(posts), batch_size):
-                places = by_length[first : first + batch_size]
-                batch = self.preprocess([posts[place] for place in places], **preprocess_params)
-                tagged = self.postprocess(self.forward(batch, **forward_params), **postprocess_params)
-                for place, result in zip(places, tagged, strict=True):
-                    results[place] = result
-            yield from results
+        numbered, encoded = enumerate(inputs), EncodedPictures()
+        with ThreadPoolExecutor(num_workers or THREADS) as threads:
+            while window := list(islice(numbered, batch_size * BATCHES_AHEAD)):
+                posts = [self._parse(post, index) for index, post in window]
+                by_length = sorted(range(len(posts)), key=lambda place: len(posts[place]["words"]))
+                batches = deque(by_length[first : first + batch_size] for first in range(0, len(posts), batch_size))
+                ahead: deque[tuple[list[int], list]] = deque()
+                results: list = [None] * len(posts)
+                try:
+                    while batches or ahead:
+                        while batches and len(ahead) <= BATCHES_OPENED_AHEAD:
+                            places = batches.popleft()
+                            ahead.append((places, [self._start_opening(posts[place], threads) for place in places]))
+                        places, opening = ahead.popleft()
+                        opened = [
+                            one.result() if isinstance(one, Future) else one and self._open(one) for one in opening
+                        ]
+                        batch = self.preprocess([posts[place] for place in places], opened, **preprocess_params)
+                        tagged = self.forward(batch | {"encoded": encoded}, **forward_params)
+                        for place, result in zip(places, self.postprocess(tagged, **postprocess_params), strict=True):
+                            results[place] = result
+                except BaseException:
+                    threads.shutdown(wait=False, cancel_futures=True)
+                    raise
+                yield from results
+
+    def _start_opening(self, post: dict[str, Any], threads: ThreadPoolExecutor) -> Future | dict[str, Any] | None:
+        if post["image"] is None:
+            return None
+        # A PIL image may be another post's as well, and is not safe to be read by two threads.
+        return post if isinstance(post["image"], Image.Image) else threads.submit(self._open, post)
+
+    def _open(self, post: dict[str, Any]) -> Opened:
+        (picture,) = self.processor.load_images([post["image"]], names=[post["where"]])
+        pixels = self.processor.image_processor(images=[picture], return_tensors="pt")["pixel_values"][0]
+        return Opened(
+            key=hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
+            pixels=pixels,
+            size=(picture.height, picture.width),
+            picture=picture if self.processor.needs_picture(post["boxes"]) else None,
+        )
 
     def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
         return next(self.get_iterator([inputs], 0, 1, preprocess_params, forward_params, postprocess_params))
@@ -121,23 +190,35 @@ class MnerPipeline(Pipeline):
         parsed["where"] = where
         return parsed
 
-    def preprocess(self, posts: list[dict[str, Any]]) -> dict[str, Any]:
-        images = [post["image"] for post in posts]
+    def preprocess(self, posts: list[dict[str, Any]], opened: list[Opened | None]) -> dict[str, Any]:
+        sizes = [picture and picture.size for picture in opened]
         given = {name: [post[name] for post in posts] for name in ("boxes", "box_labels", "box_scores")}
-        names = [post["where"] for post in posts]
-        images = self.processor.load_images(images, names=names)
-        regions = self.processor.extract_regions(images, **given, names=names)
+        shown = [picture and (picture.picture or picture.size) for picture in opened]
+        regions = self.processor.extract_regions(shown, **given, names=[post["where"] for post in posts])
         features = self.processor(
             text=[post["words"] for post in posts],
-            images=images,
+            image_sizes=sizes,
             **{name: [region[name] for region in regions] for name in ("boxes", "box_labels", "box_scores")},
             is_split_into_words=True,
             return_tensors="pt",
         )
-        return {"features": dict(features), "posts": posts, "regions": regions}
+        present = [picture for picture in opened if picture is not None]
+        return {
+            "features": dict(features),
+            "posts": posts,
+            "regions": regions,
+            "keys": [picture.key for picture in present],
+            "pixels": [picture.pixels for picture in present],
+        }
 
     def _forward(self, batch: dict[str, Any]) -> dict[str, Any]:
-        features = batch["features"]
+        features, keys = batch["features"], batch["keys"]
+        if keys and self.model.config.levels:
+            encode = self.model.model.get_image_features
+            found = torch.stack(batch["encoded"].features(keys, batch["pixels"], encode))
+            feature_maps = found.new_zeros(len(batch["posts"]), *found.shape[1:])
+            feature_maps[features["has_image"]] = found
+            features = features | {"vision_features": feature_maps}
         outputs = self.model(**features, return_dict=True)
         paths = self.model.decode(outputs, features["word_mask"])
         spans = [(place, *span) for place, path in enumerate(paths) for span in self._spans(path)]

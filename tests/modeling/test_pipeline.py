@@ -88,6 +88,50 @@ def test_results_are_the_same_at_every_batch_size(ner, posts, batch_size):
     close(ner(posts, batch_size=batch_size), [ner(post) for post in posts])
 
 
+def test_equal_pictures_of_a_stream_are_encoded_once(ner, posts, folder, monkeypatch, tmp_path):
+    """Whatever file or post they come in; and a post without a picture never reaches the backbone."""
+    encoded = []
+    forward = ner.model.model.get_image_features
+    monkeypatch.setattr(
+        ner.model.model, "get_image_features", lambda pixels: encoded.append(len(pixels)) or forward(pixels)
+    )
+    copy = tmp_path / "copy.png"
+    copy.write_bytes((folder / "photo.png").read_bytes())
+    stream = [*posts, {"text": "Jordan again", "image": str(copy)}] * 3
+    expected = [ner(post) for post in stream[: len(posts) + 1]]
+    encoded.clear()
+    close(list(ner((post for post in stream), batch_size=2)), expected * 3)
+    assert sum(encoded) == 2
+    encoded.clear()
+    ner([posts[0], posts[4], posts[6]], batch_size=2)
+    assert encoded == []
+
+
+def test_what_is_kept_of_pictures_has_a_bound():
+    encoded = sys.modules[MnerPipeline.__module__].EncodedPictures(max_bytes=4 * 8)
+    pictures = {str(place): torch.full((1, 2, 2), float(place)) for place in range(5)}
+    seen = []
+
+    def encode(pixels):
+        seen.extend(pixels[:, 0, 0, 0].tolist())
+        return pixels[..., 0]  # two numbers a picture
+
+    def ask(*keys):
+        found = encoded.features(list(keys), [pictures[key] for key in keys], encode)
+        assert [one[0, 0].item() for one in found] == [float(key) for key in keys]
+
+    ask("0", "1", "0")
+    ask("2", "3", "0")
+    assert seen == [0, 1, 2, 3] and len(encoded.kept) == 4
+    ask("4")  # takes the place of the one that was asked for longest ago
+    ask("0", "2")
+    assert seen == [0, 1, 2, 3, 4]
+    ask("1")
+    assert seen == [0, 1, 2, 3, 4, 1] and len(encoded.kept) == 4
+    ask("0", "1", "2", "3", "4")  # a batch larger than the bound
+    assert len(encoded.kept) == 4
+
+
 def test_generators_and_data_sets(ner, posts):
     expected = ner(posts)
     close(list(ner((post for post in posts), batch_size=2)), expected)
