@@ -190,8 +190,13 @@ def _row(result: dict | Exception) -> dict[str, Any]:
         # The pipeline names a post by its place in the batch; here the row's id does.
         reason = re.sub(r"^post 0(, |: )", "", str(result))
         return {"entities": None, "relevance": None, "error": _clean(f"{kind}{reason}"[:500])}
-    entities = [entity | {"word": _clean(entity["word"])} for entity in result["entities"]]
+    entities = [entity | {"word": _clean(entity["word"]), "region": _writable(entity["region"])}
+                for entity in result["entities"]]  # fmt: skip
     return {"entities": entities, "relevance": result["relevance"], "error": None}
+
+
+def _writable(region: dict | None) -> dict | None:
+    return region and region | {"label": _clean(region["label"])}
 
 
 def _clean(text: str) -> str:
