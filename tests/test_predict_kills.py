@@ -239,7 +239,7 @@ def test_a_full_disk(model, planted, small_disk, tmp_path):
     last = run.log.read_text().splitlines()[-1]
     assert last.startswith("predict.py: ") and "No space left on device" in last
     before = {file.name: pq.read_table(file).num_rows for file in (output / "data").iterdir()}
-    assert len(before) >= 3
+    assert len(before) >= 2, "the third may have been under way"
     filler.unlink()
     Run(model, path, output, tmp_path / "log").finish()
     check_whole(output, ids)
