@@ -90,7 +90,7 @@ class MnerPipeline(Pipeline):
         return {}, {}, options
 
     def __call__(self, inputs, **kwargs):
-        if isinstance(inputs, Iterable) and not isinstance(inputs, str | dict | list | tuple | Iterator):
+        if isinstance(inputs, Iterable) and not isinstance(inputs, str | dict | list | tuple):
             # A data set of any library: streamed, as a generator is.
             inputs = (post for post in inputs)
         if isinstance(inputs, list | tuple) and not inputs:

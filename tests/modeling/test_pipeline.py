@@ -135,6 +135,7 @@ def test_what_is_kept_of_pictures_has_a_bound():
 def test_generators_and_data_sets(ner, posts):
     expected = ner(posts)
     close(list(ner((post for post in posts), batch_size=2)), expected)
+    close(list(ner(iter(posts), batch_size=2)), expected)
     rows = [post if isinstance(post, dict) else {"text": post, "image": None} for post in posts[:2]]
     data = Dataset.from_list([{"text": row["text"], "image": row["image"]} for row in rows])
     close(list(ner(data, batch_size=2)), expected[:2])
