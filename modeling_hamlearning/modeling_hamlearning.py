@@ -538,7 +538,9 @@ class HamLearningModel(HamLearningPreTrainedModel):
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """pixel_values (P, 3, height, width) → the backbone's last feature map (P, C, rows, columns)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.vision_frozen):
-            feature_map = self.vision_encoder(pixel_values.to(self.vision_encoder.dtype)).feature_maps[-1]
+            # Convolutions are faster on channels that lie together: a tenth of a ResNet-50 on the CPU.
+            pixel_values = pixel_values.to(self.vision_encoder.dtype, memory_format=torch.channels_last)
+            feature_map = self.vision_encoder(pixel_values).feature_maps[-1]
         if feature_map.shape[1] != self.vision_encoder.channels[-1]:
             feature_map = feature_map.permute(0, 3, 1, 2)  # swin and its kin put the channels last
         return feature_map
