@@ -148,7 +148,8 @@ def build(ner, name: str, folder: Path) -> gr.Blocks:
         )  # fmt: skip
         gr.Markdown("Photos are deleted within two hours. Names of people are personal data: do not profile people.")
         # The regions of one photo say nothing about the next.
-        photo.input(lambda: "", outputs=regions, queue=False, show_progress="hidden")
+        # In the browser: an answer that comes late would clear what was typed meanwhile.
+        photo.input(None, outputs=regions, js="() => ''")
         gr.on([button.click, text.submit], find, inputs, result, api_visibility="private")
     return page.queue(max_size=32)
 
