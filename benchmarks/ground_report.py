@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -14,6 +13,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first: there may be no screen)
 
 from training.planted import planted_ceiling  # noqa: E402
+
+from .rows import read_rows  # noqa: E402
 
 HEADINGS = {
     "levels": "Planted levels (planted)",
@@ -28,8 +29,7 @@ Rows = dict[tuple[str, str], list[dict[str, Any]]]
 def write_report(results: Path):
     """`table.md` and the plots of everything under `results/rows`."""
     sections: dict[str, Rows] = defaultdict(lambda: defaultdict(list))
-    for path in sorted((results / "rows").glob("*.json")):
-        row = json.loads(path.read_text())
+    for row in read_rows(results):
         sections[row["section"]][row["data"], row["model"]].append(row)
     lines = [
         "# Proving ground",
@@ -40,19 +40,23 @@ def write_report(results: Path):
     for section, heading in HEADINGS.items():
         if section in sections:
             lines += ["", f"## {heading}", "", *_table(section, sections[section]), *_measures(sections[section])]
-    rows = [row for of_section in sections.values() for of_model in of_section.values() for row in of_model]
-    versions = sorted(
-        {f"torch {row['versions']['torch']}, transformers {row['versions']['transformers']}" for row in rows}
-    )
-    dates = sorted({row["date"] for row in rows})
-    hours = sum(row["cpu_seconds"] for row in rows) / 3600
-    lines += ["", f"{len(rows)} rows, {hours:.1f} CPU hours; {', '.join(dates)}; {'; '.join(versions)}.", ""]
+    lines += ["", provenance(read_rows(results)), ""]
     (results / "table.md").write_text("\n".join(lines))
     _plot_reliability(sections.get("text", {}), results / "reliability.png")
-    _plot_curves(sections.get("paintings", {}), results / "curves.png")
+    plot_curves(sections.get("paintings", {}), results / "curves.png")
 
 
-def _spread(values: list[float], scale: float = 100, digits: int = 2) -> str:
+def provenance(rows: list[dict[str, Any]]) -> str:
+    """How many rows, of which seeds, what they cost, when and with what they were made."""
+    seeds = sorted({row["seed"] for row in rows})
+    dates = sorted({row["date"] for row in rows})
+    versions = sorted({", ".join(f"{name} {of}" for name, of in row["versions"].items()) for row in rows})
+    hours = sum(row["cpu_seconds"] for row in rows) / 3600
+    of_seeds = f"seeds {', '.join(map(str, seeds))}"
+    return f"{len(rows)} rows, {of_seeds}, {hours:.1f} CPU hours; {', '.join(dates)}; {'; '.join(versions)}."
+
+
+def spread(values: list[float], scale: float = 100, digits: int = 2) -> str:
     mean = scale * statistics.fmean(values)
     deviation = f" ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean:.{digits}f}{deviation}"
@@ -66,7 +70,7 @@ def _table(section: str, rows: Rows) -> list[str]:
         for name in of_seeds[0]["scores"]:
             scores = [row["scores"][name] for row in of_seeds]
             cells = [data, model, *([f"{100 * planted_ceiling(data):.1f}"] if ceiling else []), name]
-            cells += [_spread([of_seed[metric] for of_seed in scores]) for metric in ("f1", "f1_strict")]
+            cells += [spread([of_seed[metric] for of_seed in scores]) for metric in ("f1", "f1_strict")]
             lines.append("| " + " | ".join([*cells, str(len(of_seeds))]) + " |")
     return lines
 
@@ -79,11 +83,11 @@ def _measures(rows: Rows) -> list[str]:
             if measure == "calibration":
                 values = [value["ece"] for value in values]
             if measure == "relevance":
-                shown = ", ".join(f"{level} {_spread([v[level] for v in values], 1, 3)}" for level in values[0])
+                shown = ", ".join(f"{level} {spread([v[level] for v in values], 1, 3)}" for level in values[0])
                 lines.append(f"- {data}, {model}: AUC of relevance, own against swapped pictures: {shown}")
             else:
                 name = {"calibration": "expected calibration error of the entities' score"}.get(measure, measure)
-                lines.append(f"- {data}, {model}: {name}: {_spread(values, 1, 3)}")
+                lines.append(f"- {data}, {model}: {name}: {spread(values, 1, 3)}")
     return ["", *lines] if lines else []
 
 
@@ -105,7 +109,7 @@ def _plot_reliability(rows: Rows, path: Path):
     plt.close(figure)
 
 
-def _plot_curves(rows: Rows, path: Path):
+def plot_curves(rows: Rows, path: Path):
     """Training loss and validation F1 over epochs, the mean of the seeds (Figure 4 of the paper)."""
     shown = {
         model: of_seeds
@@ -124,7 +128,9 @@ def _plot_curves(rows: Rows, path: Path):
                     if metric in log:
                         by_epoch[round(log["epoch"], 2)].append(log[metric])
             epochs = sorted(by_epoch)
-            axes.plot(epochs, [statistics.fmean(by_epoch[epoch]) for epoch in epochs], label=model, **style)
+            axes.plot(
+                epochs, [statistics.fmean(by_epoch[epoch]) for epoch in epochs], label=model, marker=".", **style
+            )
     left.set(xlabel="epoch", ylabel="loss a word", title="Training loss", yscale="log")
     right.set(xlabel="epoch", ylabel="F1", title="Validation")
     right.legend(frameon=False, fontsize=7)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import io
 import os
 import random
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-import PIL.Image
-from datasets import ClassLabel, Dataset, DatasetDict, List
+from datasets import ClassLabel, Dataset, DatasetDict, List, concatenate_datasets
 
-from training.data import load_splits
+from processors import load_image
+from training.data import label_names, labels_of, load_splits
 from training.planted import mixed_relevance_dataset, planted_dataset, planted_splits
 from training.planted_pictures import blur, heavy_jpeg, occlude, pure_noise
 
-from .real_weights import VISION_BACKBONE, text_encoder
+from .real_weights import VISION_BACKBONE, text_encoder, vision_weights
+from .rows import NO_LEVELS, Row, Splits
 
 # What every row of a section shares: a row is these with its own on top.
 SMALL_TEXT = {
@@ -26,38 +25,18 @@ SMALL_TEXT = {
     "intermediate_size": 256, "max_position_embeddings": 128, "initializer_range": 0.05,
 }  # fmt: skip
 SMALL_MODEL = {"fusion_size": 128, "num_iterations": 2, "fusion_attention_heads": 4, "initializer_range": 0.05}
-NO_LEVELS = {"use_global": False, "use_objects": False, "use_spatial": False, "use_semantic": False}
 ONLY_SCENE = NO_LEVELS | {"use_global": True}
 
 
-@dataclass(frozen=True)
-class Row:
-    """One training run.
-
-    Args:
-        section, data, model, seed: what it is called in files and tables.
-        settings: arguments of `train.py`, by their names.
-        rival: `plain` or `pooled` in place of our model.
-        pictures: what a post is trained with: its `own` picture, `none`, an `unrelated` one or `another` post's.
-    """
-
-    section: str
-    data: str
-    model: str
-    seed: int
-    settings: dict = field(default_factory=dict, compare=False)
-    rival: str | None = None
-    pictures: str = "own"
-
-    @property
-    def name(self) -> str:
-        return re.sub(r"[^a-z0-9]+", "-", f"{self.section} {self.data} {self.model} {self.seed}".lower())
+def _backbone() -> dict[str, str]:
+    return {"vision": VISION_BACKBONE, "vision_weights": vision_weights()}
 
 
 # Planted levels: posts in which one level alone tells the type
 
 
-BINDING = ("spatial", "alignment", "iterations")
+# Steps of training: relations and bindings are learned later than looks and words.
+STEPS = {"semantic": 150, "spatial": 600, "alignment": 1000, "iterations": 1500}
 PLANTED_TRAIN, PLANTED_TEST = 2000, 500
 # What is switched off, by level; several where other levels could stand in.
 WITHOUT = {
@@ -78,14 +57,13 @@ WITHOUT = {
 
 
 def _planted_settings(level: str) -> dict:
-    binds = level in BINDING
     settings = {
-        "vision": VISION_BACKBONE,
+        **_backbone(),
         "freeze_vision": True,
         "image_size": 160,
         "region_config": {"name": "precomputed"},
         "per_device_train_batch_size": 32,
-        "max_steps": 1200 if binds else 400,
+        "max_steps": STEPS.get(level, 400),
         "learning_rate": 1e-3,
         "warmup_steps": 0.1,
         "weight_decay": 0.01,
@@ -111,9 +89,13 @@ def level_rows(seed: int) -> Iterator[Row]:
         yield Row("levels", level, "pooled image", seed, settings, rival="pooled")
 
 
-def planted_data(level: str, seed: int) -> tuple[DatasetDict, dict[str, Dataset]]:
+def planted_data(level: str, seed: int) -> Splits:
     data = planted_splits([PLANTED_TRAIN, 0, PLANTED_TEST], level, seed + 1)
     scored = {"test": data["test"]}
+    if level == "iterations":
+        # Posts of one hop as well, which teach the first of the two.
+        one_hop = planted_dataset(PLANTED_TRAIN, 1000 * (seed + 1), "one-hop")
+        data["train"] = concatenate_datasets([data["train"], one_hop])
     if level == "semantic":
         scored["unseen label words"] = planted_dataset(PLANTED_TEST, 1000 * (seed + 1) + 3, "semantic-unseen")
     return data, scored
@@ -132,7 +114,7 @@ def relevance_rows(seed: int) -> Iterator[Row]:
     yield Row("relevance", "mixed", "text alone", seed, alone)
 
 
-def relevance_data(seed: int) -> tuple[DatasetDict, dict[str, Dataset]]:
+def relevance_data(seed: int) -> Splits:
     train, test = (
         mixed_relevance_dataset(count, 1000 * (seed + 1) + place)
         for place, count in enumerate((RELEVANCE_TRAIN, RELEVANCE_TEST))
@@ -154,7 +136,7 @@ REAL_TEXT = ("twitter2017", "twitter2015")
 def text_rows(seed: int) -> Iterator[Row]:
     shared = {
         "text": text_encoder(),
-        "vision": VISION_BACKBONE,
+        **_backbone(),
         "per_device_train_batch_size": 16,
         "num_train_epochs": 6,
         "learning_rate": 1e-4,
@@ -173,8 +155,8 @@ def text_rows(seed: int) -> Iterator[Row]:
                 yield Row("text", data, f"plain recipe {rate:.0e}", seed, settings, rival="plain", pictures="none")
 
 
-def text_data(data: str, pictures: str, seed: int) -> tuple[DatasetDict, dict[str, Dataset]]:
-    sets = {name: _twitter(name) for name in REAL_TEXT}
+def text_data(data: str, pictures: str, seed: int) -> Splits:
+    sets = _twitter()
     if pictures == "unrelated":
         sets = {
             name: DatasetDict({split: with_unrelated_pictures(rows, seed) for split, rows in of_set.items()})
@@ -185,20 +167,28 @@ def text_data(data: str, pictures: str, seed: int) -> tuple[DatasetDict, dict[st
 
 
 @cache
-def _twitter(name: str) -> DatasetDict:
-    """A Twitter set whose fourth type is called MISC, as in the field's tables (Twitter2015's file says OTHER)."""
-    data = load_splits(str(data_folder() / name))[0]
-    names = [label.replace("OTHER", "MISC") for label in data["train"].features["ner_tags"].feature.names]
-    ordered = ["O", *(f"{prefix}-{kind}" for kind in ("LOC", "MISC", "ORG", "PER") for prefix in "BI")]
-    features = data["train"].features.copy()
-    features["ner_tags"] = List(ClassLabel(names=ordered))
-    place = [ordered.index(label) for label in names]
-    return DatasetDict(
-        {
-            split: rows.map(lambda row: {"ner_tags": [place[tag] for tag in row["ner_tags"]]}, features=features)
-            for split, rows in data.items()
-        }
-    )
+def _twitter() -> dict[str, DatasetDict]:
+    return same_types({name: load_splits(str(data_folder() / name))[0] for name in REAL_TEXT})
+
+
+def same_types(sets: dict[str, DatasetDict]) -> dict[str, DatasetDict]:
+    """Data sets with one list of labels, so that a model of one can be scored on another. The fourth type is called MISC, as
+    in the field's tables (Twitter2015's file says OTHER)."""
+    own = {
+        name: [label.replace("OTHER", "MISC") for label in labels_of(next(iter(splits.values())))]
+        for name, splits in sets.items()
+    }
+    ordered = label_names(label for names in own.values() for label in names)
+    moved = {}
+    for name, splits in sets.items():
+        place = [ordered.index(label) for label in own[name]]
+        moved[name] = DatasetDict()
+        for split, rows in splits.items():
+            features = rows.features.copy()
+            features["ner_tags"] = List(ClassLabel(names=ordered))
+            tags = [[place[tag] for tag in of_post] for of_post in rows["ner_tags"]]
+            moved[name][split] = Dataset.from_dict(rows.to_dict() | {"ner_tags": tags}, features=features)
+    return moved
 
 
 # Real text with real photos
@@ -220,7 +210,7 @@ def paintings_rows(seed: int) -> Iterator[Row]:
         "text": "from_scratch",
         "text_config": SMALL_TEXT | {"max_position_embeddings": 512},
         "tokenizer_config": {"kind": "char", "min_count": 2},
-        "vision": VISION_BACKBONE,
+        **_backbone(),
         "per_device_train_batch_size": 16,
         "per_device_eval_batch_size": 16,
         "num_train_epochs": 6,
@@ -232,18 +222,18 @@ def paintings_rows(seed: int) -> Iterator[Row]:
     ours = text | {"freeze_vision": True, "image_size": 160, "model_config": rounds}
     yield Row("paintings", "paintings", "plain recipe", seed, text, rival="plain", pictures="none")
     alone = ours | {"model_config": rounds | NO_LEVELS}
-    yield Row("paintings", "paintings", "text alone", seed, alone, pictures="none")
-    yield Row("paintings", "paintings", "full model", seed, ours)
-    yield Row("paintings", "paintings", "another post's pictures", seed, ours, pictures="another")
+    yield Row("paintings", "paintings", "text alone", seed, alone, pictures="none", curve=True)
+    yield Row("paintings", "paintings", "full model", seed, ours, curve=True)
+    yield Row("paintings", "paintings", "another post's pictures", seed, ours, pictures="another", curve=True)
     for name, switch in PAINTINGS_LEFT_OUT.items():
-        yield Row("paintings", "paintings", name, seed, ours | {"model_config": rounds | switch})
+        yield Row("paintings", "paintings", name, seed, ours | {"model_config": rounds | switch}, curve=True)
     yield Row("paintings", "paintings", "pooled image", seed, ours, rival="pooled")
     if seed == 0:
         trained = ours | {"freeze_vision": False, "vision_learning_rate": 1e-4}
-        yield Row("paintings", "paintings", "backbone trained", seed, trained)
+        yield Row("paintings", "paintings", "backbone trained", seed, trained, curve=True)
 
 
-def paintings_data(pictures: str, seed: int) -> tuple[DatasetDict, dict[str, Dataset]]:
+def paintings_data(pictures: str, seed: int) -> Splits:
     data = load_splits(str(data_folder() / "paintings"))[0]
     train, valid = data["train"], data["validation"]
     without = with_pictures(valid, [None] * len(valid))
@@ -295,8 +285,9 @@ def with_unrelated_pictures(rows: Dataset, seed: int) -> Dataset:
 
 
 def spoiled(image: dict, spoil) -> dict:
+    """A row's picture after a noise."""
     file = io.BytesIO()
-    spoil(PIL.Image.open(io.BytesIO(image["bytes"]))).save(file, "PNG")
+    spoil(load_image(image)).save(file, "PNG")
     return {"bytes": file.getvalue(), "path": None}
 
 
@@ -313,7 +304,7 @@ def rows_of(section: str, seeds: list[int]) -> list[Row]:
     return [row for seed in seeds for row in of_seed[section](seed)]
 
 
-def data_of(row: Row) -> tuple[DatasetDict, dict[str, Dataset]]:
+def data_of(row: Row) -> Splits:
     """What the row is trained on, and the sets it is scored on by their names."""
     if row.section == "levels":
         return planted_data(row.data, row.seed)

@@ -119,6 +119,11 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     parser = HfArgumentParser(ARGUMENTS)
     if "--help" in arguments or "-h" in arguments:
         parser.parse_args(["--help"])
+    return parser.parse_dict(given_arguments(arguments))
+
+
+def given_arguments(arguments: list[str]) -> dict[str, Any]:
+    """What file and command line say, by name, without the defaults of what they do not say."""
     values: dict[str, Any] = {}
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         path = Path(arguments[0])
@@ -142,8 +147,7 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
         # Another extractor brings options of its own.
         merged = isinstance(value, dict) and isinstance(values.get(key), dict) and "name" not in value
         values[key] = values[key] | value if merged else value
-    values = {name: _read(name, value) for name, value in values.items()}
-    return parser.parse_dict(values)
+    return {name: _read(name, value) for name, value in values.items()}
 
 
 def _is_text(name: str) -> bool:

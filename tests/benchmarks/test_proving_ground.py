@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertConfig, BertForTokenClassification
 
-from benchmarks import proving_ground
+from benchmarks import proving_ground, rows
 from benchmarks.ground_measures import expected_calibration_error
 from benchmarks.ground_rows import another_posts, rows_of
 from benchmarks.real_weights import VISION_BACKBONE
@@ -23,8 +23,8 @@ def folder(tmp_path, monkeypatch):
     """Results in a folder of the test, random weights in place of those from the registry."""
     weights = timm.create_model(VISION_BACKBONE).state_dict()
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, tmp_path / "vision.safetensors")
-    monkeypatch.setattr(proving_ground, "vision_weights", lambda: str(tmp_path / "vision.safetensors"))
-    monkeypatch.setattr(proving_ground, "VISION_CACHE", tmp_path / "features")
+    monkeypatch.setattr("benchmarks.ground_rows.vision_weights", lambda: str(tmp_path / "vision.safetensors"))
+    monkeypatch.setattr(rows, "VISION_CACHE", tmp_path / "features")
     monkeypatch.setattr(proving_ground, "QUICK_RESULTS", tmp_path / "results")
     monkeypatch.setattr("benchmarks.ground_rows.text_encoder", lambda: "not needed here")
     monkeypatch.setattr("benchmarks.ground_rows.PLANTED_TRAIN", 24)
@@ -41,11 +41,11 @@ def test_rows_are_run_once_and_the_table_has_them_all(folder, monkeypatch):
     assert 0 <= done["levels-figure1b-full-model-0"]["measures"]["grounding"] <= 1
     table = (folder / "results" / "table.md").read_text()
     assert all(f"| figure1b | {name} | 62.5 |" in table for name in ("full model", "text alone", "pooled image"))
-    monkeypatch.setattr(proving_ground, "run", lambda *_, **__: pytest.fail("a row that is done was run again"))
+    monkeypatch.setattr(rows, "run", lambda *_, **__: pytest.fail("a row that is done was run again"))
     proving_ground.main(call)
 
 
-def test_every_row_has_a_name_of_its_own():
+def test_every_row_has_a_name_of_its_own(folder):
     for section in ("levels", "relevance"):
         names = [row.name for row in rows_of(section, [0, 1, 2])]
         assert len(set(names)) == len(names)

@@ -1,0 +1,79 @@
+"""The paper's tables on two small planted data sets, whose fourth type has another name in one of them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from datasets import ClassLabel, DatasetDict, Features, List
+
+from benchmarks import paper_tables
+from training.data import DataError, labels_of
+from training.planted import planted_splits
+
+CONFIG = """
+text: from_scratch
+text_config: {hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}
+tokenizer_config: {kind: word, min_count: 1}
+vision: resnet10t
+vision_pretrained: false
+image_size: 32
+region_config: {name: precomputed}
+model_config: {fusion_size: 32, num_iterations: 1, fusion_attention_heads: 2}
+output_dir: nowhere
+do_train: true
+max_steps: 2
+logging_steps: 1
+eval_strategy: epoch
+use_cpu: true
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    for seed, name in enumerate(("first", "second")):
+        data = planted_splits([12, 6, 6], seed=seed)
+        if name == "second":
+            other = [label.replace("MISC", "OTHER") for label in labels_of(data["train"])]
+            data = DatasetDict(
+                {
+                    split: rows.cast(Features(rows.features | {"ner_tags": List(ClassLabel(names=other))}))
+                    for split, rows in data.items()
+                }
+            )
+        data.save_to_disk(tmp_path / "sets" / name)
+    return tmp_path
+
+
+def test_tables_and_curves(folder, monkeypatch):
+    call = [str(folder / "config.yaml"), "--data", str(folder / "sets"), "--output", str(folder / "out")]
+    call += ["--seeds", "0", "--tables", "cross", "noise", "--learning_rate", "1e-3"]
+    paper_tables.main(call)
+    rows = {path.stem: json.loads(path.read_text()) for path in (folder / "out" / "rows").glob("*.json")}
+    assert set(rows) == {
+        f"paper-{data}-{model}-0" for data in ("first", "second") for model in ("full-model", "text-alone")
+    }
+    scores = rows["paper-first-full-model-0"]["scores"]
+    assert set(scores) == {
+        "validation", "its own", "second", "another post's", "no picture", "blur", "heavy JPEG", "occlusion", "pure noise",
+    }  # fmt: skip
+    totals = {name: of["gold_total"] for name, of in scores.items()}
+    assert totals["its own"] == totals["blur"] == rows["paper-second-text-alone-0"]["scores"]["first"]["gold_total"]
+    tables = (folder / "out" / "tables.md").read_text()
+    assert "first → second" in tables and "| full model | occlusion |" in tables and "--learning_rate 1e-3" in tables
+    assert tables.count("| text alone |") == 2 and "Ablation" not in tables
+    assert all((folder / "out" / f"curves-{name}.png").stat().st_size > 5000 for name in ("first", "second"))
+    monkeypatch.setattr("benchmarks.rows.run", lambda *_: pytest.fail("a row that is done was run again"))
+    paper_tables.main(call)
+
+
+def test_the_fourth_type_has_one_name(folder):
+    sets = paper_tables.load_sets(folder / "sets", ("first", "second"))
+    assert len({tuple(labels_of(splits["test"])) for splits in sets.values()}) == 1
+    assert "B-MISC" in labels_of(sets["second"]["test"])
+
+
+def test_no_data_is_named(tmp_path):
+    with pytest.raises(DataError, match="--data: .* has no folders"):
+        paper_tables.main(["configs/paper.yaml", "--data", str(tmp_path)])
