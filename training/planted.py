@@ -7,7 +7,7 @@ only the picture (or, in posts without one, a cue word) tells it.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from datasets import Dataset, DatasetDict, Features, List, Value
 
@@ -191,24 +191,44 @@ def _figure1b(generator: random.Random) -> Post:
     return Post(tokens, labels, "wall", [_thing(generator, shown)], [-1, 0] if first else [0, -1])
 
 
-def _iterations(generator: random.Random) -> Post:
-    """Two hops: a colour word leads to a ball, and what lies below or above that ball tells."""
-    kinds, colors = generator.sample(TYPES, 2), generator.sample(sorted(COLORS), 2)
+def _by_color(generator: random.Random, thing: Callable[[str, str, float], list[Thing]]) -> Post:
+    """Two names of two types behind a colour word each; `thing` makes what stands for a type and a colour, at that x."""
+    kinds, colors = generator.sample(TYPES, 2), generator.sample(COLORS, 2)
+    template = f"{colors[0]} {{a}} , {colors[1]} {{b}}"
+    tokens, labels = _write(generator, template, list(zip(generator.sample(NAMES, 2), kinds, strict=True)))
     sides = generator.sample((0.08, 0.64), 2)
-    things = []
-    for kind, color, x in zip(kinds, colors, sides, strict=True):
+    first, second = (thing(*of_name) for of_name in zip(kinds, colors, sides, strict=True))
+    return Post(tokens, labels, "wall", first + second, [0, len(first)])
+
+
+def _one_hop(generator: random.Random) -> Post:
+    """A colour word leads to the thing whose label has it, and that thing tells."""
+
+    def thing(kind: str, color: str, x: float) -> list[Thing]:
+        drawn = generator.choice(KINDS_OF_TYPE[kind])
+        return [Thing(drawn, f"{color} {drawn}", _box(x, generator.choice((0.15, 0.4)), 0.26, 0.45))]
+
+    return _by_color(generator, thing)
+
+
+def _iterations(generator: random.Random) -> Post:
+    """Two hops: a colour word leads to the ball whose label has it, and what lies below or above that ball tells. The
+    balls look alike: what a region means leads to a place, and only what lies at that place to the type."""
+
+    def thing(kind: str, color: str, x: float) -> list[Thing]:
         ball_y, thing_y = generator.choice(((0.08, 0.4), (0.72, 0.15)))
         drawn = generator.choice(KINDS_OF_TYPE[kind])
-        things.append(Thing(drawn, drawn, _box(x, thing_y, 0.26, 0.45)))
-        things.append(Thing("ball", "ball", _box(x + 0.05, ball_y, 0.16, 0.2), color=COLORS[color]))
-    return Post(*_one(generator, kinds[0], f"the {colors[0]} ball for {{a}}"), "wall", things, [0])
+        ball = Thing("ball", f"{color} ball", _box(x + 0.05, ball_y, 0.16, 0.2), color=GREY)
+        return [Thing(drawn, drawn, _box(x, thing_y, 0.26, 0.45)), ball]
+
+    return _by_color(generator, thing)
 
 
 SCENE_WORDS = {
     "field": "on this pitch", "valley": "in these hills", "hall": "in this hall", "stage": "on stage",
 }  # fmt: skip
 GREY = (90, 90, 90)
-COLORS = {"red": (220, 40, 40), "blue": (40, 70, 220), "green": (30, 160, 60), "black": (10, 10, 10)}
+COLORS = ("red", "blue", "green", "black")
 SEEN_WORDS = {
     "PER": ("woman", "boy", "player"), "LOC": ("bridge", "beach", "river"),
     "ORG": ("office", "factory", "bank"), "MISC": ("guitar", "trophy", "album"),
@@ -234,6 +254,7 @@ LEVELS = {
     "alignment": _alignment,
     "figure1b": _figure1b,
     "iterations": _iterations,
+    "one-hop": _one_hop,
 }
 
 
@@ -248,14 +269,20 @@ def planted_ceiling(level: str = "demo") -> float:
     - demo: of 0.45 + 2 · 0.25 + 0.15 entities a post, those of the third kind are told by words, the others are a
       guess among four without the picture;
     - global, object, semantic, semantic-unseen, spatial: a guess among four;
-    - alignment, iterations: the picture shows two types, and which is whose is a guess among two (text alone: 1/4);
+    - alignment, iterations, one-hop: the picture shows two types, and which is whose is a guess among two (text alone: 1/4);
     - figure1b: one of two names is told by words, the other a guess among four: (1 + 1/4) / 2.
     """
     _check(level)
     one, two, told, _ = DEMO_SHARES
     ambiguous = one + 2 * two
     demo = (told + ambiguous / len(TYPES)) / (told + ambiguous)
-    others = {"demo": demo, "alignment": 1 / 2, "iterations": 1 / 2, "figure1b": (1 + 1 / len(TYPES)) / 2}
+    others = {
+        "demo": demo,
+        "alignment": 1 / 2,
+        "iterations": 1 / 2,
+        "one-hop": 1 / 2,
+        "figure1b": (1 + 1 / len(TYPES)) / 2,
+    }
     return others.get(level, 1 / len(TYPES))
 
 

@@ -135,7 +135,7 @@ def test_the_model_sees_the_relation_that_tells():
         assert relation in RELATIONS_OF_TYPE[entities(row, names)[0][0]]
 
 
-@pytest.mark.parametrize("level", ["global", "object", "semantic", "spatial", "alignment", "iterations"])
+@pytest.mark.parametrize("level", ["global", "object", "semantic", "spatial", "alignment", "iterations", "one-hop"])
 def test_words_of_a_level_say_nothing(level):
     rows = planted_dataset(800, 6, level)
     names = labels_of(rows)
@@ -166,7 +166,7 @@ def test_noise_keeps_the_size_and_spoils_the_picture(noise):
     assert noisy.tobytes() == noise(image).tobytes()
 
 
-@pytest.mark.parametrize("level", [level for level in LEVELS if level not in ("demo", "alignment", "iterations")])
+@pytest.mark.parametrize("level", [level for level in LEVELS if level not in ("demo", "alignment", "iterations", "one-hop")])
 def test_the_ceiling_of_a_level_is_what_its_posts_give(level):
     """One guess among four where the picture tells, certainty where a word does."""
     rows = planted_dataset(100, 8, level)
