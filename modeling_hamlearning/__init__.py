@@ -11,15 +11,20 @@ from .modeling_hamlearning import (
     HamLearningModelOutput,
     HamLearningTokenClassifierOutput,
 )
+from .onnx_hamlearning import HamLearningOnnxConfig, HamLearningOnnxForTokenClassification
 from .pipeline_mner import MnerPipeline
 from .relations import RELATION_NAMES, inverse_relation, spatial_relations
 
 AutoConfig.register("hamlearning", HamLearningConfig)
 AutoModel.register(HamLearningConfig, HamLearningModel)
 AutoModelForTokenClassification.register(HamLearningConfig, HamLearningForTokenClassification)
+AutoConfig.register("hamlearning-onnx", HamLearningOnnxConfig)
+AutoModelForTokenClassification.register(HamLearningOnnxConfig, HamLearningOnnxForTokenClassification)
 HamLearningConfig.register_for_auto_class()
 HamLearningModel.register_for_auto_class("AutoModel")
 HamLearningForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
+HamLearningOnnxConfig.register_for_auto_class()
+HamLearningOnnxForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
 PIPELINE_REGISTRY.register_pipeline(
     "mner", pipeline_class=MnerPipeline, pt_model=AutoModelForTokenClassification, type="multimodal"
 )
@@ -32,6 +37,8 @@ __all__ = [
     "HamLearningForTokenClassification",
     "HamLearningModel",
     "HamLearningModelOutput",
+    "HamLearningOnnxConfig",
+    "HamLearningOnnxForTokenClassification",
     "HamLearningTokenClassifierOutput",
     "MnerPipeline",
     "inverse_relation",

@@ -212,7 +212,7 @@ class HamLearningVisual(nn.Module):
         grid = cells.transpose(1, 2).unflatten(2, (rows, columns)).float()
         scale = torch.tensor([columns, rows, columns, rows], device=cells.device)
         corners = (region_boxes.float() * scale).flatten(0, 1)
-        image = torch.arange(num_images, device=cells.device).repeat_interleave(num_regions)
+        image = torch.arange(num_images, device=cells.device)[:, None].expand(-1, num_regions).flatten()
         pooled = roi_align(
             grid,
             torch.cat([image[:, None].to(corners), corners], dim=1),
@@ -288,7 +288,7 @@ class HamLearningSemanticEncoder(nn.Module):
         meaning = self.norm(self.from_words(self.to_words(regions) + label))
         scene = cells.mean(dim=1, keepdim=True)
         context = torch.cat([meaning, scene], dim=1)
-        context_mask = torch.cat([region_mask, region_mask.new_ones(len(region_mask), 1)], dim=1)
+        context_mask = torch.cat([region_mask, region_mask.new_ones(region_mask.shape[0], 1)], dim=1)
         return self.layer(meaning, context, context_mask)[0]
 
 
@@ -370,7 +370,7 @@ class HamLearningImageSide(nn.Module):
             self.semantic = HamLearningSemanticEncoder(config, embedding_size)
         self.level_embedding = nn.Embedding(len(config.levels), config.fusion_size)
         if config.use_relevance:
-            self.relevance = nn.ModuleDict({level: HamLearningRelevance(config) for level in config.levels})
+            self.relevance = nn.ModuleList(HamLearningRelevance(config) for _ in config.levels)
         self.rounds = nn.ModuleList(
             HamLearningRound(config, is_last=index == config.num_iterations - 1)
             for index in range(config.num_iterations)
@@ -411,10 +411,10 @@ class HamLearningImageSide(nn.Module):
         narrow = self.narrow(words)
         sentence = (narrow * word_mask[..., None]).sum(1) / word_mask.sum(1, keepdim=True).clamp(min=1)
 
-        relevance = narrow.new_zeros(len(words), len(LEVELS))
+        relevance = narrow.new_zeros(words.shape[0], len(LEVELS))
         weights = []
-        for level, (memory, mask) in memories.items():
-            present = self.relevance[level](sentence, memory, mask) if self.config.use_relevance else mask.any(dim=1)
+        for index, (level, (memory, mask)) in enumerate(memories.items()):
+            present = self.relevance[index](sentence, memory, mask) if self.config.use_relevance else mask.any(dim=1)
             relevance[:, LEVELS.index(level)] = present.to(relevance.dtype)
             weights.append(present[:, None].to(narrow.dtype).expand(mask.shape))
         weight = torch.cat(weights, dim=1)
@@ -531,7 +531,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
         else:
             filled = attention_mask.any(dim=1).nonzero().squeeze(1)
             output = self.text_encoder(input_ids=input_ids[filled], attention_mask=attention_mask[filled], **kwargs)
-            hidden = output.last_hidden_state.new_zeros(len(input_ids), length, output.last_hidden_state.shape[-1])
+            hidden = output.last_hidden_state.new_zeros(input_ids.shape[0], length, output.last_hidden_state.shape[-1])
             hidden = hidden.index_copy(0, filled, output.last_hidden_state)
         return self.words(hidden.unflatten(0, (batch_size, num_windows)).flatten(1, 2), word_positions), output
 
@@ -594,12 +594,12 @@ class HamLearningModel(HamLearningPreTrainedModel):
         )
 
         num_regions = region_boxes.shape[1] if region_boxes is not None else 0
-        relevance = words.new_zeros(len(words), len(LEVELS))
+        relevance = words.new_zeros(words.shape[0], len(LEVELS))
         attention = words.new_zeros(*words.shape[:2], num_regions)
         cross_attentions = None
         picture = vision_features if vision_features is not None else pixel_values
         if picture is not None and self.config.levels:
-            has_image = words.new_ones(len(words), dtype=torch.bool) if has_image is None else has_image.bool()
+            has_image = words.new_ones(words.shape[0], dtype=torch.bool) if has_image is None else has_image.bool()
             posts = has_image.nonzero().squeeze(1)
             if len(posts):
                 side = self._image_side_inputs(
@@ -630,7 +630,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
         """The image side's inputs for the posts (P,) that have an image, with what was not given filled in."""
         picture = picture[posts]
         feature_map = self.get_image_features(picture) if is_pixels else picture
-        num_posts, device = len(posts), picture.device
+        num_posts, device = len(picture), picture.device
         image_sizes = torch.ones(num_posts, 2, device=device) if image_sizes is None else image_sizes[posts]
         region_boxes = torch.zeros(num_posts, 0, 4, device=device) if region_boxes is None else region_boxes[posts]
         if region_mask is None:
@@ -760,7 +760,7 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
         [`HamLearningModel.forward`].
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
-        output = self.model(
+        output = self.emissions(
             input_ids=input_ids,
             attention_mask=attention_mask,
             word_positions=word_positions,
@@ -774,27 +774,32 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
             vision_features=vision_features,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
-            return_dict=True,
         )
-        logits = self.classifier(self.dropout(output.last_hidden_state))
-        loss = None
         if labels is not None:
             word_mask = torch.ones_like(word_positions) if word_mask is None else word_mask
-            with torch.autocast(logits.device.type, enabled=False):
-                nll = self.crf(logits, labels, word_mask.bool()).sum()
+            with torch.autocast(output.logits.device.type, enabled=False):
+                nll = self.crf(output.logits, labels, word_mask.bool()).sum()
             words = (labels >= 0).sum() if num_items_in_batch is None else num_items_in_batch
             # A batch of posts without a word has a loss of 0.
             loss = nll / torch.as_tensor(words, device=nll.device).clamp(min=1)
-        result = HamLearningTokenClassifierOutput(
-            loss=loss,
-            logits=logits,
+            output = HamLearningTokenClassifierOutput(loss=loss, **output)
+        return output if return_dict else output.to_tuple()
+
+    def emissions(self, **inputs) -> HamLearningTokenClassifierOutput:
+        """What `forward` returns but the loss; the arguments are [`HamLearningModel.forward`]'s."""
+        output = self.model(**inputs, return_dict=True)
+        return HamLearningTokenClassifierOutput(
+            logits=self.classifier(self.dropout(output.last_hidden_state)),
             relevance=output.relevance,
             word_region_attention=output.word_region_attention,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
             cross_attentions=output.cross_attentions,
         )
-        return result if return_dict else result.to_tuple()
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """See [`HamLearningModel.get_image_features`]."""
+        return self.model.get_image_features(pixel_values)
 
     @torch.no_grad()
     def decode(self, outputs: HamLearningTokenClassifierOutput, word_mask: Tensor) -> list[list[int]]:

@@ -25,7 +25,7 @@ BATCHES_AHEAD = 16
 URL_TIMEOUT_SECONDS = 10
 # Files are opened and resized by threads this many batches ahead: PIL and torchvision let others run meanwhile.
 THREADS, BATCHES_OPENED_AHEAD = 4, 2
-ENCODED_BYTES = 64 * 2**20
+ENCODED_PICTURES = 128
 
 
 class Opened(NamedTuple):
@@ -40,10 +40,10 @@ class Opened(NamedTuple):
 
 
 class EncodedPictures:
-    """Feature maps of the pictures a stream showed last, so that an equal one is not encoded again; at most so many bytes."""
+    """Feature maps of the pictures a stream showed last, so that an equal one is not encoded again."""
 
-    def __init__(self, max_bytes: int = ENCODED_BYTES):
-        self.max_bytes = max_bytes
+    def __init__(self, most: int = ENCODED_PICTURES):
+        self.most = most
         self.kept: OrderedDict[str, Tensor] = OrderedDict()
 
     def features(self, keys: list[str], pixels: list[Tensor], encode: Callable[[Tensor], Tensor]) -> list[Tensor]:
@@ -55,8 +55,7 @@ class EncodedPictures:
         found = [self.kept[key] for key in keys]
         for key in keys:
             self.kept.move_to_end(key)
-        size = found[0].numel() * found[0].element_size()
-        while len(self.kept) * size > self.max_bytes:
+        while len(self.kept) > self.most:
             self.kept.popitem(last=False)
         return found
 
@@ -214,8 +213,7 @@ class MnerPipeline(Pipeline):
     def _forward(self, batch: dict[str, Any]) -> dict[str, Any]:
         features, keys = batch["features"], batch["keys"]
         if keys and self.model.config.levels:
-            encode = self.model.model.get_image_features
-            found = torch.stack(batch["encoded"].features(keys, batch["pixels"], encode))
+            found = torch.stack(batch["encoded"].features(keys, batch["pixels"], self.model.get_image_features))
             feature_maps = found.new_zeros(len(batch["posts"]), *found.shape[1:])
             feature_maps[features["has_image"]] = found
             features = features | {"vision_features": feature_maps}

@@ -80,7 +80,7 @@ def test_a_level_of_relevance_zero_adds_nothing(model):
     batch = random_batch()
     muted = tiny_model()
     with torch.no_grad():
-        for head in muted.model.image_side.relevance.values():
+        for head in muted.model.image_side.relevance:
             head.outer.weight.zero_()
             head.outer.bias.fill_(-200)
     assert torch.equal(logits(muted, batch), logits(muted, batch | {"pixel_values": batch["pixel_values"].flip(0)}))

@@ -1,0 +1,159 @@
+"""An exported model beside the one it was made of: same emissions, same entities, whatever the shapes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from itertools import product
+
+import pytest
+import torch
+from PIL import Image
+from transformers import pipeline
+
+from hub_scripts.export_onnx import export, quantize
+from modeling_hamlearning import HamLearningForTokenClassification, HamLearningOnnxForTokenClassification
+
+from ..modeling.tiny_model import random_batch, saved_tiny_model
+
+FIELDS = ("logits", "relevance", "word_region_attention")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The model, its export, and its export in int8."""
+    folder = tmp_path_factory.mktemp("onnx")
+    saved_tiny_model(folder / "model")
+    export(folder / "model", folder / "exported")
+    shutil.copytree(folder / "exported", folder / "int8")
+    quantize(folder / "int8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def eager(folders):
+    return HamLearningForTokenClassification.from_pretrained(folders / "model").eval()
+
+
+@pytest.fixture(scope="module")
+def exported(folders):
+    return HamLearningOnnxForTokenClassification.from_pretrained(folders / "exported")
+
+
+def padded(batch):
+    """The first post is shorter than the others in every dimension."""
+    batch["attention_mask"][0, 1:] = 0
+    batch["attention_mask"][0, :, 4:] = 0
+    batch["word_positions"][0] %= 4
+    batch["word_positions"][0, 1:] = -1
+    batch["word_mask"][0, 1:] = False
+    batch["region_mask"][0, 1:] = False
+    batch["region_label_ids"][0, :, 1:] = 0
+    return batch
+
+
+@torch.no_grad()
+def differences(eager, exported, batch):
+    batch = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    ours, theirs = eager(**batch), exported(**batch)
+    words = batch["word_mask"][..., None]
+    for name in FIELDS:
+        expected, found = getattr(ours, name), getattr(theirs, name)
+        assert expected.shape == found.shape, name
+        if name != "relevance":
+            expected, found = expected * words, found * words
+        yield float((expected - found).abs().max()) if expected.numel() else 0.0
+    assert eager.decode(ours, batch["word_mask"]) == exported.decode(theirs, batch["word_mask"])
+
+
+SHAPES = list(product((1, 2, 5), (1, 3), (0, 1, 7), (0, 1, 4), (5, 12), ("all", "none", "some")))
+
+
+def test_emissions_are_the_models_own(eager, exported):
+    worst = 0.0
+    for posts, windows, words, regions, length, pictures in SHAPES:
+        batch = padded(random_batch(posts, words, length, regions, windows, seed=posts + words))
+        batch["has_image"] &= torch.tensor(pictures == "all") | (torch.arange(posts) % 2 == (pictures == "some"))
+        if pictures == "none":
+            batch["has_image"][:] = False
+        worst = max(worst, *differences(eager, exported, batch))
+    assert worst < 1e-4
+    assert worst > 0, "nothing was compared"
+
+
+def test_whatever_may_be_left_out(eager, exported):
+    batch = random_batch()
+    given = {name: batch[name] for name in ("input_ids", "word_positions", "word_mask")}
+    assert max(differences(eager, exported, given)) < 1e-4
+    assert max(differences(eager, exported, given | {"input_ids": batch["input_ids"][:, 0]})) < 1e-4
+    assert max(differences(eager, exported, given | {"pixel_values": batch["pixel_values"]})) < 1e-4
+    features = eager.get_image_features(batch["pixel_values"])
+    given |= {"vision_features": features, "region_boxes": batch["region_boxes"], "has_image": batch["has_image"]}
+    assert max(differences(eager, exported, given)) < 1e-4
+    torch.testing.assert_close(exported.get_image_features(batch["pixel_values"]), features, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(**batch).loss, eager(**batch).loss)
+    with pytest.raises(ValueError, match="neither attentions nor hidden states"):
+        exported(**batch, output_attentions=True)
+
+
+def posts():
+    noise = [Image.effect_noise((90 + place, 50), 90).convert("RGB") for place in range(3)]
+    return [
+        "Jordan scores  again in Amazon park",
+        {"text": "a person with a trophy", "image": noise[0], "boxes": [[0.1, 0.2, 0.5, 0.6]], "box_labels": ["dog"]},
+        {"text": "New York Knicks' game #NBA @joe", "image": noise[1]},
+        {"text": "the river Amazon " * 40, "image": noise[2]},
+        {"text": "", "image": noise[0]},
+        {"text": ["New", "York", "Knicks"], "image": None},
+    ]
+
+
+def entities(results):
+    return [[(found["entity_group"], found["start"], found["end"]) for found in of_post] for of_post in results]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_pipeline_gives_the_same_entities(folders, batch_size):
+    """Loaded as a stranger would: the folder's own code, chosen by its config."""
+    given = posts()
+    expected, found = (
+        pipeline("mner", model=str(folders / name), trust_remote_code=True)(given, batch_size=batch_size)
+        for name in ("model", "exported")
+    )
+    assert entities(found) == entities(expected) and sum(map(len, found)) > 5
+    for one, other in zip(sum(found, []), sum(expected, []), strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+        assert one["relevance"] == pytest.approx(other["relevance"], abs=1e-4)
+        assert one["region"] == other["region"]
+
+
+def test_text_alone_never_runs_the_backbone(exported, monkeypatch):
+    monkeypatch.setattr(exported, "vision", None)
+    batch = random_batch()
+    batch["has_image"][:] = False
+    with torch.no_grad():
+        expected = exported(**{name: batch[name] for name in ("input_ids", "word_positions", "word_mask")}).logits
+        assert torch.equal(exported(**batch).logits, expected)
+
+
+def test_int8_is_close_and_small(folders, eager, exported):
+    """Rounding moves the emissions by a few hundredths of their spread, padding windows or not; the file shrinks."""
+    quantised = HamLearningOnnxForTokenClassification.from_pretrained(folders / "int8")
+    for windows in (1, 3):
+        batch = padded(random_batch(4, num_windows=windows))
+        with torch.no_grad():
+            expected, found = eager(**batch).logits, quantised(**batch).logits
+        words = batch["word_mask"]
+        assert 0 < (found - expected)[words].std() < 0.1 * expected[words].std()
+    sizes = [(folders / name / "model.onnx").stat().st_size for name in ("exported", "int8")]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_a_full_folder_is_named(folders):
+    run = subprocess.run(
+        [sys.executable, "-m", "hub_scripts.export_onnx", folders / "model", folders / "exported"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 1 and "exported is not empty" in run.stderr and "Traceback" not in run.stderr
