@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-# Okabe and Ito's palette: told apart by colour-blind readers, dark enough on white.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#56B4E9", "#6A3D9A", "#555555")
+# After Okabe and Ito's palette, which colour-blind readers tell apart; darker, so that white letters on it can be read.
+COLORS = ("#0072B2", "#B84E00", "#00795A", "#A8487F", "#8A6D00", "#7A2E2E", "#6A3D9A", "#555555")
 USUAL_TYPES = ("PER", "LOC", "ORG", "MISC")
 MARGIN, FONT_SIZE, MIN_WIDTH, BAR_WIDTH = 16, 18, 480, 120
 # Longest side of the photo inside the HTML, in pixels.

@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import AutoConfig, pipeline
 
 from modeling_hamlearning import MnerPipeline
+from modeling_hamlearning.drawing import COLORS
 
 from .tiny_model import LABELS, saved_tiny_model
 
@@ -238,3 +239,12 @@ def test_the_pipeline_can_be_saved_again(ner, tmp_path, posts):
     again = pipeline("mner", model=str(tmp_path), trust_remote_code=True)
     close(again(posts), ner(posts))
     assert AutoConfig.from_pretrained(tmp_path, trust_remote_code=True).custom_pipelines["mner"]["impl"]
+
+
+@pytest.mark.parametrize("color", COLORS)
+def test_white_letters_on_a_types_color_can_be_read(color):
+    """Contrast of at least 4.5, as the accessibility guidelines (WCAG 2.2, 1.4.3) want for small text."""
+    parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    luminance = sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    assert 1.05 / (luminance + 0.05) >= 4.5

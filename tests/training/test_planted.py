@@ -166,7 +166,9 @@ def test_noise_keeps_the_size_and_spoils_the_picture(noise):
     assert noisy.tobytes() == noise(image).tobytes()
 
 
-@pytest.mark.parametrize("level", [level for level in LEVELS if level not in ("demo", "alignment", "iterations", "one-hop")])
+@pytest.mark.parametrize(
+    "level", [level for level in LEVELS if level not in ("demo", "alignment", "iterations", "one-hop")]
+)
 def test_the_ceiling_of_a_level_is_what_its_posts_give(level):
     """One guess among four where the picture tells, certainty where a word does."""
     rows = planted_dataset(100, 8, level)
