@@ -35,8 +35,9 @@ def _backbone() -> dict[str, str]:
 # Planted levels: posts in which one level alone tells the type
 
 
-# Steps of training: relations and bindings are learned later than looks and words.
-STEPS = {"semantic": 150, "spatial": 600, "alignment": 1000, "iterations": 1500}
+# Relations and bindings are learned later than looks and words, and only behind a long warm-up.
+BINDING = ("spatial", "alignment", "iterations")
+STEPS = {"semantic": 150, "spatial": 900, "alignment": 1000, "iterations": 1500}
 PLANTED_TRAIN, PLANTED_TEST = 2000, 500
 # What is switched off, by level; several where other levels could stand in.
 WITHOUT = {
@@ -65,7 +66,7 @@ def _planted_settings(level: str) -> dict:
         "per_device_train_batch_size": 32,
         "max_steps": STEPS.get(level, 400),
         "learning_rate": 1e-3,
-        "warmup_steps": 0.1,
+        "warmup_steps": 150 if level in BINDING else 0.1,
         "weight_decay": 0.01,
         "text": "from_scratch",
         "text_config": SMALL_TEXT,
