@@ -42,8 +42,8 @@ from transformers import AutoConfig, pipeline
 from transformers.utils import HF_MODULES_CACHE
 
 from modeling_hamlearning.configuration_hamlearning import LEVELS
+from processors.fetching import fetch
 from training.data import DataError, dataset_of_posts, find_image, find_splits, read_splits
-from training.fetching import fetch
 
 try:
     import ray

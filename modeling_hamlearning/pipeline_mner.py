@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import Pipeline
-from transformers.image_utils import load_image
 
 from .configuration_hamlearning import LEVELS
 from .drawing import draw, draw_html
@@ -22,7 +21,6 @@ OPTIONS = ("return_attention", "return_relevance")
 POST_FIELDS = ("text", "image", "boxes", "box_labels", "box_scores")
 # Posts are read this many batches ahead, so that a batch can be made of posts of like length.
 BATCHES_AHEAD = 16
-URL_TIMEOUT_SECONDS = 10
 # Files are opened and resized by threads this many batches ahead: PIL and torchvision let others run meanwhile.
 THREADS, BATCHES_OPENED_AHEAD = 4, 2
 ENCODED_PICTURES = 128
@@ -63,8 +61,9 @@ class EncodedPictures:
 class MnerPipeline(Pipeline):
     """Tag posts: `pipeline("mner", model=…, trust_remote_code=True)`.
 
-    A post is a string, or a dict with `text` (a string, or a list of words) and, if it has them, `image` (path, URL, PIL image or
-    `None`) and `boxes` ([0, 1], x1 y1 x2 y2), `box_labels`, `box_scores`, which take the place of the region extractor.
+    A post is a string, or a dict with `text` (a string, or a list of words) and, if it has them, `image` (path, bytes, URL
+    of a public address, PIL image or `None`) and `boxes` ([0, 1], x1 y1 x2 y2), `box_labels`, `box_scores`, which take the
+    place of the region extractor.
     Give one post, a list, a generator or a `Dataset` of them, and `batch_size` for how many are tagged at once.
 
     For each post comes a list with a dict an entity: `entity_group` (its type), `score` (the probability of the whole
@@ -107,7 +106,7 @@ class MnerPipeline(Pipeline):
     def _shown(self, post: str | dict[str, Any]) -> tuple[str, Image.Image | None]:
         """Text and picture; the processor opens pictures as the model saw them: turned upright, in RGB."""
         parsed = self._parse(post, 0)
-        return parsed["text"], None if parsed["image"] is None else self.processor.load_image(parsed["image"])
+        return parsed["text"], self._load(parsed)
 
     def get_iterator(
         self,
@@ -152,7 +151,7 @@ class MnerPipeline(Pipeline):
         return post if isinstance(post["image"], Image.Image) else threads.submit(self._open, post)
 
     def _open(self, post: dict[str, Any]) -> Opened:
-        (picture,) = self.processor.load_images([post["image"]], names=[post["where"]])
+        picture = self._load(post)
         pixels = self.processor.image_processor(images=[picture], return_tensors="pt")["pixel_values"][0]
         return Opened(
             key=hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
@@ -160,6 +159,9 @@ class MnerPipeline(Pipeline):
             size=(picture.height, picture.width),
             picture=picture if self.processor.needs_picture(post["boxes"]) else None,
         )
+
+    def _load(self, post: dict[str, Any]) -> Image.Image | None:
+        return self.processor.load_images([post["image"]], names=[post["where"]], allow_urls=True)[0]
 
     def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
         return next(self.get_iterator([inputs], 0, 1, preprocess_params, forward_params, postprocess_params))
@@ -184,8 +186,6 @@ class MnerPipeline(Pipeline):
             parsed["words"], parsed["offsets"] = self.processor.split_words(text)
         else:
             raise ValueError(f"{where}, field text: a string or a list of words is wanted, not {type(text).__name__}")
-        if isinstance(parsed["image"], str) and parsed["image"].startswith(("http://", "https://")):
-            parsed["image"] = load_image(parsed["image"], timeout=URL_TIMEOUT_SECONDS)
         parsed["where"] = where
         return parsed
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .fetching import FetchError, fetch
+
 # A photo of a large camera has 60 million pixels; a bomb has billions.
 MAX_PIXELS = 100_000_000
 
@@ -19,13 +21,13 @@ class ImageError(ValueError):
     """A picture that cannot be read, and why."""
 
 
-def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(source: Any, max_pixels: int = MAX_PIXELS, allow_urls: bool = False) -> Image.Image:
     """Open a picture.
 
     Args:
-        source: a path, bytes, a dict with `path` or `bytes` (as `datasets` keeps them), or a PIL image. No URL: whoever
-            wants one fetched does so.
+        source: a path, bytes, a dict with `path` or `bytes` (as `datasets` keeps them), or a PIL image.
         max_pixels: a file with more is refused before it is decoded.
+        allow_urls: take a URL as well; see `fetching.fetch` for which.
 
     Returns:
         A PIL image in RGB: turned upright by its EXIF tag, the first frame if it is animated, on white if transparent,
@@ -37,7 +39,12 @@ def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if isinstance(source, dict):
         source = source["bytes"] if source.get("bytes") is not None else source.get("path")
     if isinstance(source, str) and source.startswith(("http://", "https://")):
-        raise ImageError(f"is a URL, which is not fetched here: {source}")
+        if not allow_urls:
+            raise ImageError(f"is a URL, which is not fetched here: {source:.200}")
+        try:
+            source = fetch(source)
+        except FetchError as error:
+            raise ImageError(str(error)) from error
     if isinstance(source, Image.Image):
         try:
             return _to_rgb(source)

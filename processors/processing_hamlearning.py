@@ -112,13 +112,15 @@ class HamLearningProcessor(ProcessorMixin):
         """A picture as the model sees it: see `image_loading.load_image`."""
         return load_image(image, **options)
 
-    def load_images(self, images: list, names: list[str] | None = None) -> list[Image.Image | None]:
+    def load_images(
+        self, images: list, names: list[str] | None = None, allow_urls: bool = False
+    ) -> list[Image.Image | None]:
         """Open the pictures of posts; an error names the post (`names[i]`, or its place)."""
         names = names or [f"post {index}" for index in range(len(images))]
         opened = []
         for image, name in zip(images, names, strict=True):
             try:
-                opened.append(None if image is None else load_image(image))
+                opened.append(None if image is None else load_image(image, allow_urls=allow_urls))
             except ImageError as error:
                 raise ImageError(f"{name}, field image: {error}") from error
         return opened

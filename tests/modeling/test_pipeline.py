@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import socket
 import subprocess
 import sys
+import threading
+from functools import partial
 
 import pytest
 import torch
@@ -202,6 +206,44 @@ def test_wrong_posts_are_named(ner, kind):
     post, message = WRONG[kind]
     with pytest.raises(ValueError, match=message):
         ner(["fine", post], batch_size=2)
+
+
+@pytest.fixture
+def fetching(ner):
+    """The module beside the processor that the pipeline was loaded with: the folder's copy, not the project's."""
+    return sys.modules[type(ner.processor).__module__.replace("processing_hamlearning", "fetching")]
+
+
+@pytest.mark.parametrize("url, reason", [
+    ("http://127.0.0.1:{}/photo.png", "127.0.0.1, which is not a public address; give the picture itself"),
+    ("http://169.254.169.254/latest", "169.254.169.254, which is not a public address"),
+    ("http://nowhere.invalid/photo.png", "could not be fetched"),
+])  # fmt: skip
+def test_a_url_that_is_not_fetched_is_named_with_its_post(ner, url, reason):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        post = {"text": "a", "image": url.format(server.getsockname()[1])}
+        with pytest.raises(ValueError, match=f"^post 1, field image: http://.*{reason}"):
+            ner(["fine", post], batch_size=2)
+        with pytest.raises(ValueError, match=f"^post 0, field image: http://.*{reason}"):
+            ner.draw(post, [])
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_a_public_url_is_fetched(ner, fetching, folder, monkeypatch):
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(fetching, "public_addresses", lambda host, port: ["127.0.0.1"])
+    post = {"text": "New York Knicks' game #NBA @joe", "image": f"http://public.test:{server.server_port}/photo.png"}
+    try:
+        assert ner(post) == ner(post | {"image": str(folder / "photo.png")})
+        with pytest.raises(ValueError, match="post 0, field image: .*404"):
+            ner(post | {"image": post["image"] + "x"})
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_unknown_arguments_are_named(ner):

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from training import fetching
-from training.fetching import FetchError, fetch, public_addresses
+from processors import fetching
+from processors.fetching import FetchError, fetch, public_addresses
 
 CONTENT = b"picture" * 1000
 

@@ -51,14 +51,10 @@ def fetch(url: str, timeout: float = TIMEOUT_SECONDS, max_bytes: int = MAX_BYTES
         if deadline.over:
             raise TimeoutError
         if len(content) > max_bytes:
-            raise FetchError(f"{url:.200} holds more than {max_bytes:,} bytes")
+            raise FetchError(f"it holds more than {max_bytes:,} bytes")
         return content
-    except FetchError:
-        raise
     except (OSError, http.client.HTTPException, ValueError) as error:  # URLError and TimeoutError are OSErrors
         reason = getattr(error, "reason", error) if not isinstance(error, urllib.error.HTTPError) else error
-        if isinstance(reason, FetchError):
-            raise reason from error
         if deadline.over or isinstance(reason, TimeoutError):
             reason = f"it took longer than {timeout:g} seconds"
         raise FetchError(f"{url:.200} could not be fetched: {reason}") from error
@@ -96,7 +92,7 @@ def public_addresses(host: str, port: int) -> list[str]:
     addresses = [info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     for address in addresses:
         if not _is_public(ipaddress.ip_address(address.partition("%")[0])):
-            raise FetchError(f"{host:.200} is {address}, which is not a public address")
+            raise FetchError(f"{host:.200} is {address}, which is not a public address; give the picture itself")
     return addresses
 
 
