@@ -7,8 +7,8 @@ retries and writing are Ray Data's. Killed, the same command goes on where it wa
 `datasets`, or a name on the Hub. A post has `id`, `tokens` or `text`, and maybe `image` (the picture's bytes, or its name in the
 folder `--images`), `boxes`, `box_labels`, `box_scores`; one that names no image gets the file of `--images` with its id, if any.
 
-`--output` holds `data/*.parquet` with a row a post: `id`, `entities`, `relevance` (null without a picture), `error`. A post
-that cannot be tagged has no entities and an `error`.
+`--output` then holds `data/*.parquet` with a row a post: `id`, `entities`, `relevance` (null without a picture), `error`. A
+post that cannot be tagged has no entities and an `error`. Until all posts are done, the results lie in `_run-…`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import datasets
 import pyarrow as pa
@@ -78,7 +79,8 @@ COLUMNS = {
 }
 JSON_LINES = pa.schema([("id", pa.string()), ("json", pa.binary())])
 # Names that readers of parquet folders pass over.
-SETTINGS, CHECKPOINT, LOCK = "_predict.json", "_checkpoint", "_lock"
+SETTINGS, LOCK, RUN = "_predict.json", "_lock", "_run-"
+RESULTS, CHECKPOINT = "data", "checkpoint"
 ROWS_A_READ, ROWS_A_TABLE = 10_000, 1000
 ROOT = Path(__file__).resolve().parent
 # Ray needs room beside the taggers to read, to write and, after a kill, to leave out the posts that are done.
@@ -378,12 +380,14 @@ def claim(output: Path, settings: dict, overwrite: bool) -> dict:
                 f"{output} holds the results of another {' and '.join(different)}: "
                 "choose another --output, or --overwrite to remove them"
             )
-        mark.unlink()  # first: without it nothing that is left counts as a result
-        for folder in ("data", CHECKPOINT):
-            shutil.rmtree(output / folder, ignore_errors=True)
+        shutil.rmtree(take_over(output))
+        if (output / RESULTS).exists():
+            # Under another name first: half removed it would still look like the whole result.
+            (output / RESULTS).rename(output / f"{RUN}removed")
+            shutil.rmtree(output / f"{RUN}removed")
     elif output.is_dir() and any(path.name != LOCK for path in output.iterdir()):
         raise DataError(f"{output} is not empty and not from predict.py: choose another --output")
-    known = {"settings": settings, "posts": None, "complete": False}
+    known = {"settings": settings, "posts": None}
     save(output, known)
     return known
 
@@ -394,18 +398,31 @@ def save(output: Path, known: dict):
     unfinished.replace(output / SETTINGS)
 
 
-def keep_whole(output: Path):
+def take_over(output: Path) -> Path:
+    """The folder that a run writes to until it is done: what an earlier one left, under a new name.
+
+    Workers may outlive the driver of a killed run for a while. They know the old name, where they can write no more.
+    """
+    folder = output / f"{RUN}{uuid4().hex}"
+    for before in output.glob(f"{RUN}*"):
+        before.rename(folder)
+    for name in (RESULTS, CHECKPOINT):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def keep_whole(folder: Path):
     """Remove what a kill left between a file of results and the checkpoint that vouches for it.
 
     Ray writes a pending checkpoint, the results, then renames the checkpoint. Results count only if exactly the renamed
     one is there. Ray does the same for pending ones; this also covers a retried write, where both are there.
     """
-    stems: dict[str, set[str]] = {"data": set(), CHECKPOINT: set(), "pending": set()}
-    files = [*output.glob("data/*.parquet"), *output.glob(f"{CHECKPOINT}/*.parquet")]
+    stems: dict[str, set[str]] = {RESULTS: set(), CHECKPOINT: set(), "pending": set()}
+    files = [*folder.glob(f"{RESULTS}/*.parquet"), *folder.glob(f"{CHECKPOINT}/*.parquet")]
     for file in files:
         pending = file.name.endswith(".pending.parquet")
         stems["pending" if pending else file.parent.name].add(_stem(file))
-    whole = (stems["data"] & stems[CHECKPOINT]) - stems["pending"]
+    whole = (stems[RESULTS] & stems[CHECKPOINT]) - stems["pending"]
     for file in files:
         if _stem(file) not in whole:
             file.unlink()
@@ -419,9 +436,9 @@ def _stem(file: Path) -> str:
 class Progress(threading.Thread):
     """Prints how many posts are safely written, at what rate, and how long the rest will take."""
 
-    def __init__(self, output: Path, total: int):
+    def __init__(self, folder: Path, total: int):
         super().__init__(daemon=True)
-        self.folder, self.total, self.stopped = output / CHECKPOINT, total, threading.Event()
+        self.folder, self.total, self.stopped = folder / CHECKPOINT, total, threading.Event()
         self.seen: set[str] = set()
         self.begun, self.before = time.monotonic(), self.count()
         if self.before:
@@ -471,7 +488,9 @@ def main(arguments: list[str] | None = None) -> Path:
     try:
         with FileLock(output / LOCK, timeout=0):
             known = claim(output, settings, options.overwrite)
-            if known["complete"]:
+            if (output / RESULTS).is_dir():
+                for left in output.glob(f"{RUN}*"):
+                    shutil.rmtree(left)
                 print(f"nothing to do: {output} is complete")
                 return output
             if known["posts"] is None:
@@ -486,13 +505,15 @@ def main(arguments: list[str] | None = None) -> Path:
 
 def _run(options: argparse.Namespace, output: Path, known: dict, posts: Posts, revision: str | None):
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    keep_whole(output)
     workers, gpus = _workers(options)
-    progress = Progress(output, known["posts"])
+    # A path that looks the same from every machine.
+    folder = take_over(output.resolve())
+    keep_whole(folder)
+    progress = Progress(folder, known["posts"])
     rows = posts.read()
-    # A path that looks the same from every machine; Ray's own deletion at the end comes before ours to say "complete".
+    # Ray's own deletion would come before the results are in their place.
     rows.context.checkpoint_config = CheckpointConfig(
-        "id", str((output / CHECKPOINT).resolve()), delete_checkpoint_on_success=False
+        "id", str(folder / CHECKPOINT), delete_checkpoint_on_success=False
     )
     rows.context.enable_progress_bars = False
     progress.start()
@@ -506,20 +527,19 @@ def _run(options: argparse.Namespace, output: Path, known: dict, posts: Posts, r
             num_cpus=1,
             num_gpus=gpus,
             max_task_retries=RETRIES,
-        ).write_parquet(str((output / "data").resolve()))
+        ).write_parquet(str(folder / RESULTS), try_create_dir=False)
     finally:
         progress.stopped.set()
         progress.join()
-        keep_whole(output)
-    results = pyarrow.dataset.dataset(output / "data", format="parquet")
+        keep_whole(folder)
+    results = pyarrow.dataset.dataset(folder / RESULTS, format="parquet")
     written, failed = results.count_rows(), results.count_rows(filter=pc.field("error").is_valid())
     if written != known["posts"]:
         raise RuntimeError(
             f"{output} holds {written:,} rows for {known['posts']:,} posts: was --data changed meanwhile?"
         )
-    save(output, known | {"complete": True})
-    shutil.rmtree(output / CHECKPOINT)
-    progress.done += progress.count()
+    (folder / RESULTS).rename(output / RESULTS)
+    shutil.rmtree(folder)
     print(f"done: {written:,} posts in {output}, {failed:,} of them with an error")
 
 

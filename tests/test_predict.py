@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -21,8 +22,11 @@ from transformers import pipeline
 from .modeling.tiny_model import saved_tiny_model
 
 ray = pytest.importorskip("ray", reason="bulk tagging needs the extra bulk")
+from ray.data.checkpoint import CheckpointConfig  # noqa: E402
+from ray.data.checkpoint.checkpoint_writer import CheckpointWriter, PendingCheckpoint  # noqa: E402
+
 import predict  # noqa: E402
-from predict import Tagger, claim, count_posts, keep_whole, main, open_data  # noqa: E402
+from predict import Tagger, claim, count_posts, keep_whole, main, open_data, take_over  # noqa: E402
 from training.data import DataError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -234,10 +238,11 @@ def test_a_folder_belongs_to_one_model_data_and_settings(tmp_path):
     for name, value in {"model": ["m", "other"], "data": ["e", None, "2"], "images": "/", "allow_urls": True}.items():
         with pytest.raises(DataError, match=f"another {name}: choose another --output, or --overwrite"):
             claim(tmp_path, settings | {name: value}, overwrite=False)
+    take_over(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.parquet").write_bytes(b"")
     assert claim(tmp_path, settings | {"model": ["m", "other"]}, overwrite=True)["settings"]["model"] == ["m", "other"]
-    assert not (tmp_path / "data").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["_predict.json"]
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path):
@@ -256,8 +261,8 @@ def test_only_results_with_their_checkpoint_are_kept(tmp_path):
     }  # fmt: skip
     names = {
         "data": "data/{}-0.parquet",
-        "checkpoint": "_checkpoint/{}.parquet",
-        "pending": "_checkpoint/{}.pending.parquet",
+        "checkpoint": "checkpoint/{}.parquet",
+        "pending": "checkpoint/{}.pending.parquet",
     }
     for stem, kinds in files.items():
         for kind in kinds:
@@ -266,7 +271,34 @@ def test_only_results_with_their_checkpoint_are_kept(tmp_path):
             path.write_bytes(b"")
     keep_whole(tmp_path)
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.parquet"))
-    assert left == ["_checkpoint/whole_000001.parquet", "data/whole_000001-0.parquet"]
+    assert left == ["checkpoint/whole_000001.parquet", "data/whole_000001-0.parquet"]
+
+
+@pytest.mark.parametrize("written", ["nothing", "pending", "results"])
+def test_what_is_left_of_a_killed_run_can_write_no_more(written, tmp_path):
+    """A worker outlives its driver and goes on, after the next run has begun, with the steps it had not yet done."""
+    before = take_over(tmp_path)
+    # The three steps of Ray's write tasks.
+    writer = CheckpointWriter.create(CheckpointConfig("id", str(before / "checkpoint")))
+    steps = {
+        "pending": lambda: writer.write_pending_checkpoint(pa.chunked_array([["a"]]), "late_000001"),
+        "results": lambda: pyarrow.dataset.write_dataset(
+            pa.table({"id": ["a"]}), before / "data", basename_template="late_000001-{i}.parquet", format="parquet",
+            existing_data_behavior="overwrite_or_ignore", create_dir=False,
+        ),
+        "committed": lambda: writer.commit_checkpoint(
+            PendingCheckpoint(*(str(before / "checkpoint" / f"late_000001{end}.parquet") for end in (".pending", "")))
+        ),
+    }  # fmt: skip
+    done = list(steps)[: list(steps).index(written) + 1] if written in steps else []
+    for step in done:
+        steps[step]()
+    after = take_over(tmp_path)
+    keep_whole(after)
+    for step in steps.keys() - done:
+        with pytest.raises(FileNotFoundError):
+            steps[step]()
+    assert [path.name for path in tmp_path.rglob("*")] == [after.name, *(path.name for path in after.iterdir())]
 
 
 def test_the_model_is_looked_at_before_anything_is_written(tmp_path):
@@ -378,34 +410,35 @@ def test_a_run_stopped_at_its_end_goes_on_with_what_is_missing(tmp_path, model, 
     class Killed(BaseException):
         """Stands for a kill: nothing catches it."""
 
-    save = predict.save
-
-    def dying(output, known):
-        if known["complete"]:
+    def dying(folder):
+        if any((folder / "data").iterdir()):
             raise Killed
-        save(output, known)
 
-    monkeypatch.setattr(predict, "save", dying)
+    monkeypatch.setattr(predict, "keep_whole", dying)
     with pytest.raises(Killed):
         main(command)
     monkeypatch.undo()
-    whole = sorted((output / "data").iterdir())
+    assert not (output / "data").exists(), "results are in their place when they are all there"
+    (folder,) = output.glob("_run-*")
+    whole = sorted((folder / "data").iterdir())
     assert len(whole) == 3
     whole[1].write_bytes(whole[1].read_bytes()[:100])  # as a kill leaves it: half written, its checkpoint pending
-    (checkpoint,) = (output / "_checkpoint").glob(f"{whole[1].name.removesuffix('-0.parquet')}.parquet")
+    (checkpoint,) = (folder / "checkpoint").glob(f"{whole[1].name.removesuffix('-0.parquet')}.parquet")
     checkpoint.rename(checkpoint.with_suffix(".pending.parquet"))
     kept = whole[0].stat().st_mtime_ns
     main(command)
     assert "going on: 4 of 6 posts are done" in capsys.readouterr().out
-    assert whole[0].stat().st_mtime_ns == kept and not whole[1].exists()
+    assert (output / "data" / whole[0].name).stat().st_mtime_ns == kept
+    assert not (output / "data" / whole[1].name).exists()
     results = {row["id"]: row for row in pq.read_table(output).to_pylist()}
     assert sorted(results) == [row["id"] for row in rows] and pq.read_table(output).num_rows == 6
     assert list(results["post 0"]) == ["id", "entities", "relevance", "error"]
     assert [name for name, row in results.items() if row["error"]] == ["post 2"]
     assert results["post 2"]["error"] == "field image: is not a picture in a known format (PNG, JPEG, WebP, GIF …)"
-    assert not (output / "_checkpoint").exists()
+    assert sorted(path.name for path in output.iterdir()) == ["_lock", "_predict.json", "data"]
+    take_over(output)  # as a kill at the very end leaves it
     main(command)
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do" in capsys.readouterr().out and not list(output.glob("_run-*"))
     (tmp_path / "other.jsonl").write_text('{"id": "a", "text": "Jordan"}')
     with pytest.raises(DataError, match="another data"):
         main([*command, "--data", str(tmp_path / "other.jsonl")])

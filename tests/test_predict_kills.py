@@ -51,6 +51,12 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
+def end(processes: list[psutil.Process]):
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 class Run:
     """predict.py in a process of its own, and the Ray below it."""
 
@@ -79,32 +85,26 @@ class Run:
                     found.append(process)
         return found
 
-    def kill(self):
-        """kill -9 of the driver. What can write has to end with it; Ray's agents look for their head for a minute more."""
+    def kill(self) -> list[psutil.Process]:
+        """kill -9 of the driver; what it leaves alive, which end by themselves, within a minute or two."""
         below = self.below()
-        agents = [process for process in below if alive(process) and "Agent" in process.name() + process.cmdline()[0]]
         with contextlib.suppress(psutil.NoSuchProcess):
             self.driver.kill()
         self.driver.wait()
-        end = time.monotonic() + 60  # those that are only starting notice late
-        while (left := [process for process in below if process not in agents and alive(process)]) and (
-            time.monotonic() < end
-        ):
-            time.sleep(0.1)
-        for process in [*left, *agents]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        assert not left, f"{len(left)} processes of Ray outlived their driver by a minute: {left}"
+        return below
 
     def written(self) -> int:
-        return len(list(self.output.glob("data/*.parquet")))
+        return len(list(self.output.glob("_run-*/data/*.parquet")))
+
+    def is_writing(self) -> bool:
+        return any(self.output.glob("_run-*/checkpoint/*.pending.parquet"))
 
     def wait_for(self, condition, timeout: float = 900):
         """Until something holds, checked every millisecond; the run must not end before."""
-        end = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout
         while not condition():
             assert self.driver.poll() is None, f"ended with {self.driver.returncode}: {self.log.read_text()[-2000:]}"
-            assert time.monotonic() < end, f"nothing happened: {self.log.read_text()[-2000:]}"
+            assert time.monotonic() < deadline, f"nothing happened: {self.log.read_text()[-2000:]}"
             time.sleep(0.001)
 
     def finish(self, timeout: float = 900) -> str:
@@ -113,9 +113,7 @@ class Run:
         try:
             assert self.driver.wait(timeout) == 0, self.log.read_text()[-3000:]
         finally:
-            for process in [self.driver, *below, *self.below()]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+            end([self.driver, *below, *self.below()])
         return self.log.read_text()
 
 
@@ -124,28 +122,38 @@ def check_whole(output: Path, ids: list[str]):
     found = [name for file in (output / "data").iterdir() for name in pq.read_table(file)["id"].to_pylist()]
     assert len(found) == len(set(found)), "an id stands twice"
     assert sorted(found) == sorted(ids)
-    assert json.loads((output / "_predict.json").read_text())["complete"] and not (output / "_checkpoint").exists()
+    assert sorted(path.name for path in output.iterdir()) == ["_lock", "_predict.json", "data"]
 
 
 def kill_drivers(model: Path, data: Path, output: Path, log: Path, kills: int, seed: int) -> list[str]:
-    """Kill the driver at random moments, early ones and those around a write among them; returns the moments."""
+    """Kill the driver at random moments, early ones and those around a write among them; returns the moments.
+
+    The next run begins at once, beside what the killed one has left alive.
+    """
     generator = random.Random(seed)
-    moments = []
+    moments, left, outlived = [], [], False
     for _ in range(kills):
         run = Run(model, data, output, log)
         kind = generator.choice(("start", "write", "write", "later"))
         if kind == "start":
             time.sleep(generator.uniform(0, 15))
         else:
-            before, pending = run.written(), output / "_checkpoint"
+            before = run.written()
             run.wait_for(lambda run=run, before=before: run.written() > before)
             if kind == "write":  # within a write: as its pending checkpoint is there
-                run.wait_for(lambda pending=pending: any(pending.glob("*.pending.parquet")))
+                run.wait_for(run.is_writing)
                 time.sleep(generator.uniform(0, 0.02))
             else:
                 time.sleep(generator.uniform(0, 4))
-        moments.append(f"{kind}, {run.written()} files")
-        run.kill()
+        there = run.written()
+        end(left)
+        left = run.kill()
+        alive_now = sum(map(alive, left))
+        outlived = outlived or alive_now > 0
+        moments.append(f"{kind}, {there} files, {alive_now} processes left")
+    Run(model, data, output, log).finish()
+    end(left)
+    assert outlived, "every driver's workers ended with it: nothing was there beside the next run"
     return moments
 
 
@@ -153,7 +161,6 @@ def test_kills_of_the_driver(model, planted, tmp_path):
     path, ids = planted
     moments = kill_drivers(model, path, tmp_path / "out", tmp_path / "log", KILLS, SEED)
     print(f"killed {len(moments)} times: {'; '.join(moments)}")
-    Run(model, path, tmp_path / "out", tmp_path / "log").finish()
     check_whole(tmp_path / "out", ids)
 
 
@@ -165,7 +172,7 @@ def test_kills_of_a_worker(model, planted, tmp_path):
     killed, runs = [], 1
     while len(killed) < KILLS:
         if run.driver.poll() is not None:
-            assert not json.loads((tmp_path / "out" / "_predict.json").read_text())["complete"], "it was over too soon"
+            assert not (tmp_path / "out" / "data").exists(), "it was over too soon"
             run, runs = Run(model, path, tmp_path / "out", tmp_path / "log"), runs + 1
         time.sleep(generator.uniform(0, 3))
         if run.written() and (workers := run.workers()):
@@ -197,7 +204,7 @@ def test_a_post_that_kills_its_worker_every_time(planted, tmp_path):
     try:
         assert run.driver.wait(900) == 1
     finally:
-        run.kill()
+        end(run.kill())
     assert "\npredict.py: " in run.log.read_text()
 
 
@@ -207,7 +214,6 @@ def test_kills_on_real_posts(model, tmp_path):
     path = Path(REAL, "twitter2017", "valid.txt")
     moments = kill_drivers(model, path, tmp_path / "out", tmp_path / "log", 3, SEED + 1)
     print(f"killed {len(moments)} times: {'; '.join(moments)}")
-    Run(model, path, tmp_path / "out", tmp_path / "log").finish()
     check_whole(tmp_path / "out", [post["id"] for post in read_conll(path)])
 
 
@@ -238,7 +244,8 @@ def test_a_full_disk(model, planted, small_disk, tmp_path):
     assert run.driver.wait(900) == 1
     last = run.log.read_text().splitlines()[-1]
     assert last.startswith("predict.py: ") and "No space left on device" in last
-    before = {file.name: pq.read_table(file).num_rows for file in (output / "data").iterdir()}
+    (folder,) = output.glob("_run-*")
+    before = {file.name: pq.read_table(file).num_rows for file in (folder / "data").iterdir()}
     assert len(before) >= 2, "the third may have been under way"
     filler.unlink()
     Run(model, path, output, tmp_path / "log").finish()
