@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -37,32 +38,42 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def train_until(folder: Path, arguments: list[str], moment) -> bool:
-    """Train in a process of its own, resuming; `kill -9` at the moment. Whether it was killed before its end."""
-    command = [sys.executable, "train.py", "configs/demo.yaml", *arguments, "--output_dir", str(folder)]
+def train_until(folder: Path, arguments: list[str], moment, launcher: list[str], kill) -> bool:
+    """Train in a process of its own, or in those of a launcher, resuming; `kill` it at the moment. Whether it was killed
+    before its end.
+    """
+    command = [sys.executable, *launcher, "train.py", "configs/demo.yaml", *arguments, "--output_dir", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with open(folder.parent / "log.txt", "ab") as log:
-        process = subprocess.Popen(
+        process = psutil.Popen(
             [*command, "--resume_from_checkpoint", "auto"], cwd=ROOT, env=environment, stdout=log, stderr=log
         )
         try:
             while process.poll() is None:
                 if moment(folder):
-                    process.send_signal(signal.SIGKILL)
-                    process.wait()
+                    kill(process)
+                    process.wait(120)
                     return True
                 time.sleep(0.0005)
         finally:
-            process.kill()
+            kill_all(process)
             process.wait()
     assert process.returncode == 0, (folder.parent / "log.txt").read_text()[-3000:]
     return False
 
 
-def moments(seed: int):
-    """Ten moments of a run that has made a checkpoint since it began: some while one is written, some after a while."""
+def kill_all(process: psutil.Popen):
+    """`kill -9` of a process and all below it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for each in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+
+
+def moments(seed: int, kills: int):
+    """Moments of a run that has made a checkpoint since it began: some while one is written, some after a while."""
     generator = random.Random(seed)
-    for number in range(KILLS):
+    for number in range(kills):
         seen: dict = {}
         wait = generator.uniform(0, 0.08) if number % 2 else generator.uniform(0.1, 1.5)
 
@@ -75,23 +86,23 @@ def moments(seed: int):
             if not in_writing:
                 return time.monotonic() - begun > wait
             latest = seen.setdefault("latest", folder / max(new, key=lambda name: int(name.split("-")[1])))
-            return time.monotonic() - begun > wait or (latest / "rng_state.pth").exists()
+            return time.monotonic() - begun > wait or any(latest.glob("rng_state*"))
 
         yield moment
 
 
-def kill_and_compare(tmp_path: Path, arguments: list[str], seed: int):
+def kill_and_compare(tmp_path: Path, arguments: list[str], seed: int, wanted: int = KILLS, launcher=(), kill=kill_all):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert not train_until(whole, arguments, lambda folder: False)
+    assert not train_until(whole, arguments, lambda folder: False, launcher, kill)
     kills = torn = 0
-    for moment in moments(seed):
-        if not train_until(killed, arguments, moment):
+    for moment in moments(seed, wanted):
+        if not train_until(killed, arguments, moment, launcher, kill):
             break
         kills += 1
         torn += any(not is_whole(path) for path in checkpoints(killed))
-    assert kills == KILLS, f"the run ended after {kills} kills: give it more steps"
+    assert kills == wanted, f"the run ended after {kills} kills: give it more steps"
     assert torn > 0, "no kill fell into the writing of a checkpoint"
-    train_until(killed, arguments, lambda folder: False)
+    train_until(killed, arguments, lambda folder: False, launcher, kill)
     expected, actual = weights(whole), weights(killed)
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
     logs = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (whole, killed)]
@@ -112,6 +123,28 @@ def test_killed_ten_times_on_the_real_text(tmp_path):
     kill_and_compare(tmp_path, [*SMALL, "--data_path", str(Path(REAL, "twitter2017")), "--max_train_samples", "200",
                                 "--max_eval_samples", "20", "--max_steps", "600", "--eval_strategy", "no",
                                 "--save_strategy", "steps", "--save_steps", "7", "--save_total_limit", "3"], 1)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_killed(tmp_path):
+    """Gloo sums the gradients of two processes in the same way each time, so that the weights are equal to the last bit."""
+    generator, killed = random.Random(2), []
+
+    def kill(launcher: psutil.Popen):
+        """One of the two, whose launcher then ends the other, or all at once."""
+        workers = launcher.children()
+        killed.append(generator.choice(("first", "second", "all")))
+        if killed[-1] == "all":
+            kill_all(launcher)
+        else:
+            workers[killed[-1] == "second"].kill()
+
+    kill_and_compare(tmp_path, [*SMALL, "--max_steps", "400", "--eval_strategy", "no", "--save_strategy", "steps",
+                                "--save_steps", "7", "--save_total_limit", "3"], 2, 5,
+                     ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"), kill)  # fmt: skip
+    print(f"killed: {', '.join(killed)}")
+    last = checkpoints(tmp_path / "killed")[0]
+    assert sorted(path.name for path in last.glob("rng_state*")) == ["rng_state_0.pth", "rng_state_1.pth"]
 
 
 def test_resumed_in_a_later_epoch_ends_at_the_same_weights(tmp_path):

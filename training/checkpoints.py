@@ -14,8 +14,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-# What a checkpoint of the Trainer has, whatever wraps the model; of rng_state one a process.
-PARTS = (("model", "pytorch_model"), ("optimizer",), ("scheduler",), ("rng_state",))
+# What a checkpoint of the Trainer has, whatever wraps the model, beside one rng_state a process.
+PARTS = (("model", "pytorch_model"), ("optimizer",), ("scheduler",))
+# Says of how many processes.
+PROCESSES = "processes.json"
 # Hidden from a push to the Hub by its underscore.
 SETTINGS = "_run.json"
 # What makes a model another one. Dropout and the like may change from run to run.
@@ -35,6 +37,7 @@ def is_whole(folder: Path) -> bool:
     try:
         # The Trainer writes its state last.
         json.loads((folder / "trainer_state.json").read_text())
+        processes = json.loads((folder / PROCESSES).read_text())
         for path in folder.glob("*.safetensors"):
             with safe_open(path, "pt"):
                 pass
@@ -42,8 +45,11 @@ def is_whole(folder: Path) -> bool:
         names = [path.name for path in (*pickled, *folder.glob("*.safetensors"))]
     except (OSError, ValueError, SafetensorError):
         return False
-    return all(any(name.startswith(part) for name in names) for part in PARTS) and all(
-        map(zipfile.is_zipfile, pickled)
+    random_states = [f"rng_state_{rank}.pth" for rank in range(processes)] if processes > 1 else ["rng_state.pth"]
+    return (
+        all(any(name.startswith(part) for name in names) for part in PARTS)
+        and set(random_states) <= set(names)
+        and all(map(zipfile.is_zipfile, pickled))
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from .checkpoints import writing
+from .checkpoints import PROCESSES, writing
 from .metric import MnerMetric
 
 # The first pattern that fits names a parameter's part.
@@ -122,6 +123,8 @@ class MnerTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str):
         super()._save_rng_state(output_dir)
+        if self.args.should_save:
+            Path(output_dir, PROCESSES).write_text(json.dumps(self.args.world_size))
         # The first process then writes the state, which says that the checkpoint is whole: the others' files belong to it.
         self.accelerator.wait_for_everyone()
 

@@ -6,18 +6,24 @@ from safetensors.torch import save_file
 
 from training.checkpoints import last_whole_checkpoint
 
-FILES = ["trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"]
+STATES = ["optimizer.pt", "scheduler.pt"]
+FILES = ["trainer_state.json", "processes.json", *STATES, "model.safetensors"]
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("processes, name", [
+    *((1, name) for name in (*FILES, "rng_state.pth")),
+    *((3, f"rng_state_{rank}.pth") for rank in range(3)),
+])  # fmt: skip
 @pytest.mark.parametrize("fault", ["missing", "empty", "cut"])
-def test_a_half_written_checkpoint_is_passed_over(name, fault, tmp_path):
+def test_a_half_written_checkpoint_is_passed_over(processes, name, fault, tmp_path):
     assert last_whole_checkpoint(tmp_path / "none") is None
     whole, half = tmp_path / "checkpoint-9", tmp_path / "checkpoint-10"
     whole.mkdir()
     save_file({"a": torch.ones(99)}, whole / "model.safetensors")
     (whole / "trainer_state.json").write_text('{"global_step": 9}')
-    for state in FILES[1:4]:
+    (whole / "processes.json").write_text(str(processes))
+    ranks = [f"rng_state_{rank}.pth" for rank in range(processes)]
+    for state in (*STATES, *(ranks if processes > 1 else ["rng_state.pth"])):
         torch.save({"a": torch.ones(99)}, whole / state)
     shutil.copytree(whole, half)
     assert last_whole_checkpoint(tmp_path) == str(half)
