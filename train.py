@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -184,6 +185,8 @@ def predict(trainer: MnerTrainer, data, label_names: list[str], label_sha256: st
         for row, labels in zip(data, output.predictions, strict=True):
             lines.append(f"IMGID:{row['id']}")
             for word, gold, predicted in zip(row["tokens"], row["ner_tags"], labels, strict=False):
+                # A word of a row may hold what ends a field or a line here.
+                word = re.sub(r"[\t\r\n]", " ", word)
                 lines.append(f"{word}\t{label_names[gold]}\t{label_names[predicted]}")
             lines.append("")
         Path(trainer.args.output_dir, "predictions.txt").write_text("\n".join(lines), encoding="utf-8")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import math
+import resource
+import zlib
 
+import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 from transformers import BertConfig, pipeline
 
 from hub_scripts import prepare_dataset
 from processors import HamLearningImageProcessor, HamLearningProcessor
+from training.collator import MnerCollator
 from training.data import DataError, load_splits
 
 from .fuzz.mutations import pictures
@@ -59,6 +66,109 @@ def test_any_text_is_tagged(kind, ner):
 @pytest.mark.slow
 def test_a_hundred_thousand_words_are_tagged(ner):
     tagged(ner, "Jordan scores " * 50_000)
+
+
+def png(width: int, height: int) -> bytes:
+    """A white picture of one bit a pixel, without holding it in memory."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(kind + content).to_bytes(4, "big")
+        return len(content).to_bytes(4, "big") + kind + content + checksum
+
+    packer, row = zlib.compressobj(9), b"\0" + b"\xff" * ((width + 7) // 8)
+    packed = b"".join([*(packer.compress(row) for _ in range(height)), packer.flush()])
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes((1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+NOISE = Image.effect_noise((90, 60), 80).convert("RGB")
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+SVG = b"""<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" xmlns:x="http://www.w3.org/1999/xlink"
+width="9" height="9"><image x:href="file:///etc/passwd" width="9" height="9"/></svg>"""
+# What a file named .jpg holds: its size as people see it, or what is said of it.
+FILES = {
+    "a JPEG": (lambda: saved(NOISE, "JPEG"), (90, 60)),
+    "another suffix's": (lambda: saved(NOISE, "PNG"), (90, 60)),
+    "CMYK": (lambda: saved(NOISE.convert("CMYK"), "JPEG"), (90, 60)),
+    "palette with transparency": (lambda: saved(NOISE.quantize(8), "PNG", transparency=1), (90, 60)),
+    "16-bit": (lambda: saved(NOISE.convert("I;16"), "PNG"), (90, 60)),
+    "animated GIF": (lambda: saved(NOISE.quantize(8), "GIF", save_all=True, append_images=[NOISE] * 3), (90, 60)),
+    "animated WebP": (lambda: saved(NOISE, "WEBP", save_all=True, append_images=[NOISE.rotate(9)] * 3), (90, 60)),
+    "EXIF-rotated": (lambda: saved(NOISE, "JPEG", exif=TURNED), (60, 90)),
+    "1 x 1": (lambda: png(1, 1), (1, 1)),
+    "1 x 10,000": (lambda: png(1, 10_000), (1, 10_000)),
+    "truncated": (lambda: saved(NOISE, "JPEG")[:900], "is broken"),
+    "zero bytes": (lambda: b"", "is empty: 0 bytes"),
+    "HTML": (lambda: b"<!DOCTYPE html><html><body>404</body></html>", "is not a picture in a known format"),
+    "SVG": (lambda: SVG, "is not a picture in a known format"),
+    "a bomb": (lambda: png(50_000, 50_000), "2500000000 pixels"),
+}
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory):
+    """A post for each of the files, in a folder as train.py takes it."""
+    folder = tmp_path_factory.mktemp("album")
+    (folder / "images").mkdir()
+    for name, (content, _) in FILES.items():
+        (folder / "images" / f"{name}.jpg").write_bytes(content())
+    posts = (f"IMGID:{name}\nJordan\tB-PER\nin\tO\nAmazon\tB-LOC\n\n" for name in FILES)
+    (folder / "train.txt").write_text("".join(posts))
+    assert (folder / "images" / "a bomb.jpg").stat().st_size < 500_000
+    return folder
+
+
+BROKEN = {name: reason for name, (_, reason) in FILES.items() if isinstance(reason, str)}
+LARGEST_GROWTH = 300_000  # kB; the bomb's pixels would take 2.5 GB
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_in_the_pipeline(name, ner, album):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    post = {"text": "Jordan in Amazon park", "image": str(album / "images" / f"{name}.jpg")}
+    if name in BROKEN:
+        with pytest.raises(ValueError, match=f"^post 1, field image: .*{BROKEN[name]}"):
+            ner(["fine", post])
+    else:
+        tagged(ner, **post)
+        assert ner.processor.load_image(post["image"]).size == FILES[name][1]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < LARGEST_GROWTH
+
+
+def test_the_files_in_training(ner, album, caplog):
+    rows = load_splits(str(album))[0]["train"]
+    assert [row["id"] for row in rows if row["image"] is None] == list(BROKEN)
+    for name, reason in BROKEN.items():
+        assert f"{name} (" in caplog.text and reason in caplog.text
+    batch = MnerCollator(ner.processor)(list(rows))
+    assert batch["has_image"].tolist() == [name not in BROKEN for name in FILES]
+    assert torch.isfinite(ner.model(**{k: v for k, v in batch.items() if k != "ids"}).loss)
+
+
+def test_the_files_in_a_prepared_data_set(album, tmp_path):
+    arguments = ["--text", str(album), "--images", str(album / "images"), "--regions", "grid"]
+    prepare_dataset.main([*arguments, "--output", str(tmp_path / "out")])
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    rows = load_splits(str(tmp_path / "out"))[0]["train"]
+    assert [row["id"] for row in rows if row["image"] is None] == list(BROKEN)
+    assert all(f"{name} (" in card and reason in card for name, reason in BROKEN.items())
+
+
+def test_the_files_in_bulk(ner, album):
+    predict = pytest.importorskip("ray", reason="predict.py needs Ray") and importlib.import_module("predict")
+    tagger = predict.Tagger(ner.model.name_or_path, None, str(album / "images"), False, 4)
+    found = tagger(pa.table({"id": list(FILES), "text": ["Jordan in Amazon park"] * len(FILES)})).to_pylist()
+    for row in found:
+        assert (row["error"] is None) == (row["id"] not in BROKEN)
+        assert BROKEN.get(row["id"], "") in (row["error"] or "")
+        assert (row["entities"] is None) == (row["id"] in BROKEN)
 
 
 def test_any_picture_is_read_or_named(ner):

@@ -268,6 +268,18 @@ def test_conll_predictions_can_be_read_again(trained, tmp_path):
     assert len(read_conll(tmp_path / "again.txt")) == 8
 
 
+def test_words_that_hold_a_tab_or_a_line_stay_one_line_of_the_predictions(tmp_path):
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(output_dir=str(tmp_path)),
+        is_world_process_zero=lambda: True,
+        predict=lambda data, metric_key_prefix: SimpleNamespace(predictions=[[1, 0, 0]], metrics={}),
+    )
+    rows = [{"id": "a", "tokens": ["Jor\tdan", "in\r\n\nIMGID:b", "\u2028"], "ner_tags": [1, 0, 0]}]
+    train.predict(trainer, rows, ["O", "B-PER"], None)
+    lines = (tmp_path / "predictions.txt").read_text(encoding="utf-8").split("\n")
+    assert lines == ["IMGID:a", "Jor dan\tB-PER\tB-PER", "in   IMGID:b\tO\tO", "\u2028\tO\tO", ""]
+
+
 def test_rows_with_a_wrong_number_of_labels_are_named():
     processor = HamLearningProcessor(tokenizer=tiny_tokenizer("bert"), image_processor=HamLearningImageProcessor())
     collator = MnerCollator(processor)

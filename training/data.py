@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import PIL.Image
+import pyarrow.compute as pc
 from datasets import (
     ClassLabel,
     Dataset,
@@ -24,6 +25,8 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
+from datasets.config import HF_DATASETS_CACHE
+from huggingface_hub.constants import HF_HUB_CACHE
 from tqdm.auto import tqdm
 
 from processors import ImageError, load_image
@@ -145,7 +148,7 @@ def _word_and_label(line: str, where: str) -> tuple[str, str]:
 
 
 def _check_label(label: str, where: str):
-    if label != "O" and not (label[:2] in ("B-", "I-") and len(label) > 2):
+    if not re.fullmatch(r"O|[BI]-[^\t\r\n]+", label):
         raise DataError(f"{where}: label {label!r} is not O, B-TYPE or I-TYPE")
 
 
@@ -290,7 +293,8 @@ def row_features(names: list[str], with_regions: bool) -> Features:
 def load_splits(
     data_path: str, image_dir: str | None = None, regions_file: str | None = None
 ) -> tuple[DatasetDict, dict[str, str]]:
-    """Splits train, validation and test, as far as there are, and the sha256 of each label file.
+    """Splits train, validation and test, as far as there are, and of each a hash by which other data are told from them: of
+    a label file the sha256.
 
     Args:
         data_path: a CoNLL, JSONL or parquet file, a folder with train.txt, valid.txt (or dev.txt) and test.txt, a folder saved by
@@ -302,6 +306,7 @@ def load_splits(
         DataError: when there is no such data, or a column is missing.
     """
     path = Path(data_path)
+    known_as = None
     is_parquet = path.is_file() and path.suffix.lower() == ".parquet"
     files = find_splits(path) if path.exists() and not is_parquet else {}
     folder = path.parent if path.is_file() else path
@@ -319,10 +324,20 @@ def load_splits(
         data = load_from_disk(str(path))
     elif path.is_dir() and not any(path.rglob("*.parquet")):
         raise DataError(f"{path}: has no train.txt, valid.txt or test.txt, no parquet and no saved data set")
+    elif path.is_dir():
+        # In its cache `datasets` knows a folder that has a card by its name alone: it would take another of that name, or
+        # the same as it was before, for this one.
+        files = sorted(path.rglob("*.parquet"))
+        state = repr([(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+        known_as = hashlib.sha256(state.encode()).hexdigest()
+        data = load_dataset(data_path, cache_dir=str(Path(HF_DATASETS_CACHE, known_as[:32])))
     else:
         data = load_dataset(data_path)
     data = data if isinstance(data, dict) else DatasetDict({"train": data})
     data = DatasetDict({split: _checked(of_split, data_path) for split, of_split in data.items()})
+    for of_split in data.values():
+        _check_labels(of_split, data_path)
+        _check_paths(of_split, data_path)
     first, names = next((split, labels_of(of_split)) for split, of_split in data.items())
     for split, of_split in data.items():
         if labels_of(of_split) != names:
@@ -330,7 +345,7 @@ def load_splits(
                 f"{data_path}: ner_tags of {split} are named {labels_of(of_split)}, of {first} {names}; "
                 "every split wants the same names in the same order"
             )
-    return data, {split: of_split._fingerprint for split, of_split in data.items()}
+    return data, {split: known_as or of_split._fingerprint for split, of_split in data.items()}
 
 
 def _checked(data: Dataset, name: str) -> Dataset:
@@ -342,6 +357,48 @@ def _checked(data: Dataset, name: str) -> Dataset:
     if "image" in data.column_names:
         data = data.cast_column("image", Image(decode=False))
     return data
+
+
+def _check_labels(data: Dataset, name: str):
+    """Every word of every row has a label.
+
+    Raises:
+        DataError: naming the post.
+    """
+    count = len(labels_of(data))
+    for post, tokens, tags in zip(data["id"], data["tokens"], data["ner_tags"], strict=True):
+        where = f"{name}, post {post}, field"
+        if not isinstance(tokens, list) or not all(isinstance(word, str) for word in tokens):
+            raise DataError(f"{where} tokens: a list of strings is wanted, not {tokens!r:.80}")
+        if not isinstance(tags, list) or len(tags) != len(tokens):
+            raise DataError(f"{where} ner_tags: {len(tags or ())} labels for {len(tokens)} words")
+        if not all(tag is not None and 0 <= tag < count for tag in tags):
+            raise DataError(f"{where} ner_tags: {tags!r:.80} has a word without one of the {count} labels")
+
+
+def _check_paths(data: Dataset, name: str):
+    """A row holds its picture. The only files it may name are those that `datasets` found as the pictures of an image
+    folder: below the folder itself, or where it keeps what it downloads.
+
+    Raises:
+        DataError: naming the post.
+    """
+    if "image" not in data.column_names:
+        return
+    roots = [Path(root).resolve() for root in (name, HF_DATASETS_CACHE, HF_HUB_CACHE)]
+    for batch in data.data.table.select(["id", "image"]).to_batches():
+        content, path = (pc.struct_field(batch["image"], field) for field in ("bytes", "path"))
+        without = pc.and_(pc.is_null(content), pc.is_valid(path))
+        for post, file in zip(*(column.filter(without).to_pylist() for column in (batch["id"], path)), strict=True):
+            try:
+                inside = Path(file).is_absolute() and any(Path(file).resolve().is_relative_to(root) for root in roots)
+            except (OSError, ValueError, RuntimeError):  # too long, a NUL, a link to itself
+                inside = False
+            if not inside:
+                raise DataError(
+                    f"{name}, post {post}, field image: {file!r:.200} is no file of this data set, whose rows have to "
+                    "hold their pictures: save_to_disk and push_to_hub of datasets put them in"
+                )
 
 
 def labels_of(data: Dataset) -> list[str]:

@@ -3,12 +3,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_from_disk
+from datasets import Image as DatasetImage
 from PIL import Image
 
+from hub_scripts import prepare_dataset
 from training.data import DataError, labels_of, load_splits, read_conll, read_regions
 from training.metric import MnerMetric
 
@@ -46,6 +50,7 @@ WRONG = {
     "no label": ("IMGID:a\nJordan\n", "line 2.*no label"),
     "unknown label": ("IMGID:a\nJordan\tPERSON\n", "line 2: label 'PERSON'"),
     "prefix alone": ("IMGID:a\nJordan\tB-\n", "label 'B-'"),
+    "tab in a word": ("IMGID:a\nJor\tdan\tB-PER\n", "line 2.*3 fields"),
     "three fields": ("IMGID:a\nJordan\tNNP\tB-PER\n", "line 2.*3 fields"),
     "three fields and blanks": ("IMGID:a\nJordan NNP B-PER\n", "line 2.*3 fields"),
     "label first": ("IMGID:a\nB-PER\tJordan\n", "line 2: label 'Jordan'"),
@@ -104,6 +109,70 @@ def test_a_link_cannot_leave_the_image_folder(tmp_path):
     (tmp_path / "data" / "images" / "a.jpg").symlink_to(write(tmp_path / "secret.jpg", "x"))
     with pytest.raises(DataError, match="leads out"):
         load_splits(str(tmp_path / "data"))
+
+
+def rows_with(images: list, feature) -> Dataset:
+    rows = {"id": [f"p{place}" for place in range(len(images))], "tokens": [["x"]] * len(images)}
+    features = {"id": Value("string"), "tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=["O"]))}
+    return Dataset.from_dict(
+        rows | {"ner_tags": [[0]] * len(images), "image": images}, features=Features(features | {"image": feature})
+    )
+
+
+WRONG_ROWS = {
+    "no tokens": (None, [0], "tokens: a list of strings is wanted, not None"),
+    "a missing word": (["x", None], [0, 0], r"tokens: a list of strings is wanted, not \['x', None\]"),
+    "no labels": (["x"], None, "ner_tags: 0 labels for 1 words"),
+    "a label too few": (["x", "y"], [0], "ner_tags: 1 labels for 2 words"),
+    "a label too many": (["x"], [0, 0], "ner_tags: 2 labels for 1 words"),
+    "a missing label": (["x"], [None], r"ner_tags: \[None\] has a word without one of the 3 labels"),
+    "a label of none": (["x"], [-1], r"ner_tags: \[-1\] has a word without one of the 3 labels"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_ROWS)
+def test_wrong_rows_of_a_saved_data_set_are_named(kind, tmp_path):
+    tokens, tags, message = WRONG_ROWS[kind]
+    features = {
+        "id": Value("string"),
+        "tokens": List(Value("string")),
+        "ner_tags": List(ClassLabel(names=["O", "B-A", "I-A"])),
+    }
+    rows = {"id": ["fine", "wrong"], "tokens": [["x"], tokens], "ner_tags": [[1], tags]}
+    Dataset.from_dict(rows, features=Features(features)).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match=f"saved, post wrong, field {message}"):
+        load_splits(str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize("feature", ["picture", "text"])
+@pytest.mark.parametrize("path", ["{}/secret.png", "../secret.png", "secret.png", "{}/data/../secret.png", "{}/data/link.png",
+                                  "https://example.org/a.png", "file://{}/secret.png", "/a\x00b", "/" + "a" * 5000])  # fmt: skip
+def test_a_row_cannot_name_a_file_outside_its_data_set(path, feature, tmp_path, monkeypatch):
+    picture = write(tmp_path / "secret.png", b"")
+    Image.new("RGB", (9, 9)).save(picture)
+    path, held = path.format(tmp_path), {"bytes": picture.read_bytes(), "path": "held.png"}
+    images = [None, held, {"bytes": None, "path": path}] if feature == "picture" else [None, None, path]
+    rows = rows_with(images, DatasetImage(decode=False) if feature == "picture" else Value("string"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link.png").symlink_to(picture)
+    pq.write_table(rows.data.table, tmp_path / "data" / "train.parquet")
+    monkeypatch.chdir(tmp_path / "data")
+    for name in (tmp_path / "data", tmp_path / "data" / "train.parquet"):
+        with pytest.raises(DataError, match=r"post p2, field image: '.* is no file of this data set"):
+            load_splits(str(name))
+    if feature == "text":  # saving a picture would put its file in
+        rows.save_to_disk(tmp_path / "saved")
+        with pytest.raises(DataError, match="post p2, field image"):
+            load_splits(str(tmp_path / "saved"))
+
+
+def test_the_files_of_an_image_folder_are_its_own(tmp_path):
+    picture = tmp_path / "folder" / "a.png"
+    picture.parent.mkdir()
+    Image.new("RGB", (9, 9)).save(picture)
+    rows = rows_with([{"bytes": None, "path": str(picture)}], DatasetImage(decode=False))
+    rows.to_parquet(picture.parent / "train.parquet")
+    assert load_splits(str(picture.parent))[0]["train"][0]["image"]["path"] == str(picture)
 
 
 def test_a_folder_without_data_is_named(tmp_path):
@@ -170,6 +239,19 @@ def test_a_parquet_file_is_read_as_one_and_json_as_none(tmp_path):
         load_splits(str(write(tmp_path / "posts.json", "[]")))
 
 
+def test_folders_of_one_name_and_a_folder_that_changed_are_told_apart(tmp_path):
+    """The cache of `datasets` took each for the first."""
+    found, hashes = [], []
+    for folder, word in (("a", "first"), ("b", "second"), ("b", "third")):
+        shutil.rmtree(tmp_path / folder, ignore_errors=True)
+        text = write(tmp_path / folder / "train.txt", f"IMGID:p\n{word}\tO\n")
+        prepare_dataset.main(["--text", str(text), "--output", str(tmp_path / folder / "prepared")])
+        data, of_split = load_splits(str(tmp_path / folder / "prepared"))
+        found.append(data["train"][0]["tokens"])
+        hashes.append(of_split["train"])
+    assert found == [["first"], ["second"], ["third"]] and len(set(hashes)) == 3
+
+
 NAMES = {"NUL": "a\x00b", "5,000 characters": "a" * 5000, "a link to itself": "loop"}
 
 
@@ -228,6 +310,9 @@ WRONG_JSON = {
     "tokens of numbers": ('{"id": "a", "tokens": [1], "labels": ["O"]}', "line 1, field tokens"),
     "no labels": ('{"id": "a", "tokens": ["x"]}', "line 1, field labels"),
     "unknown label": ('{"id": "a", "tokens": ["x"], "labels": ["PER"]}', "label 'PER' is not"),
+    "tab in a label": ('{"id": "a", "tokens": ["x"], "labels": ["B-P\\tX"]}', r"label 'B-P\\tX' is not"),
+    "line in a label": ('{"id": "a", "tokens": ["x"], "labels": ["B-P\\n"]}', r"label 'B-P\\n' is not"),
+    "a label too few": ('{"id": "a", "tokens": ["x", "y"], "labels": ["O"]}', "line 1: 2 tokens but 1 labels"),
     "id of nothing": ('{"id": null, "tokens": ["x"], "labels": ["O"]}', "line 1: wants an object"),
 }
 
