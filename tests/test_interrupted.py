@@ -139,9 +139,9 @@ def test_two_processes_killed(tmp_path):
         else:
             workers[killed[-1] == "second"].kill()
 
-    kill_and_compare(tmp_path, [*SMALL, "--max_steps", "400", "--eval_strategy", "no", "--save_strategy", "steps",
+    kill_and_compare(tmp_path, [*SMALL, "--max_steps", "250", "--eval_strategy", "no", "--save_strategy", "steps",
                                 "--save_steps", "7", "--save_total_limit", "3"], 2, 5,
-                     ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"), kill)  # fmt: skip
+                     ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"), kill)  # fmt: skip
     print(f"killed: {', '.join(killed)}")
     last = checkpoints(tmp_path / "killed")[0]
     assert sorted(path.name for path in last.glob("rng_state*")) == ["rng_state_0.pth", "rng_state_1.pth"]

@@ -111,6 +111,8 @@ class MnerTrainer(Trainer):
         unfinished = folder / ".unfinished"
         with writing("the model", self.args.output_dir):
             super()._save(str(unfinished), state_dict)
+            if not self.args.should_save:
+                return  # another process writes; this one was there for what they do together
             # A pickle of the arguments, which nothing reads and which must not go to the Hub; the card has them in words.
             (unfinished / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             for path in unfinished.iterdir():
