@@ -166,11 +166,11 @@ class HamLearningCRF(nn.Module):
         post, first, last, begin, inside = spans.unbind(1)
         transitions, emissions = self._scores()[1].double(), emissions.double()
         alpha, beta, log_partition = self._forward_backward(emissions, mask)
-        inside_scores = emissions[post, :, inside] + transitions[inside, inside].nan_to_num(neginf=0)[:, None]
-        position = torch.arange(emissions.shape[1], device=spans.device)
-        within = (position > first[:, None] + 1) & (position <= last[:, None])
+        # Of words that all have the label inside: a difference of sums from the post's start, for spans of any length.
+        summed = (emissions + transitions.diagonal().nan_to_num(neginf=0)).cumsum(1)
         second = (first + 1).clamp(max=emissions.shape[1] - 1)
         entering = torch.where(last > first, transitions[begin, inside] + emissions[post, second, inside], 0.0)
+        staying = torch.where(last > second, summed[post, last, inside] - summed[post, second, inside], 0.0)
         final = torch.where(last > first, inside, begin)
         goes_on = torch.where(
             (last + 1 < mask.sum(1)[post]) & (inside != begin),
@@ -179,5 +179,5 @@ class HamLearningCRF(nn.Module):
         )
         ends = beta[post, last, final]
         stops = ends + torch.log1p(-(goes_on - ends).exp().clamp(max=1))
-        total = alpha[post, first, begin] + entering + (inside_scores * within).sum(1) + stops
+        total = alpha[post, first, begin] + entering + staying + stops
         return (total - log_partition[post]).exp().float()

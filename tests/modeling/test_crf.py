@@ -6,6 +6,8 @@ import itertools
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from modeling_hamlearning.crf import HamLearningCRF
 
@@ -126,6 +128,24 @@ def test_every_decoded_path_is_legal_whatever_the_emissions(learned):
         paths = crf.decode(emissions, mask)
         assert [len(path) for path in paths] == mask.sum(1).tolist()
         assert all(is_legal(tuple(path), LABELS) for path in paths)
+
+
+def test_the_spans_of_a_long_post_take_no_memory_by_spans_times_words():
+    """A post of 100,000 words took more than there was."""
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            result = function(*arguments, **(keywords or {}))
+            sizes.extend(one.numel() for one in tree_leaves(result) if isinstance(one, torch.Tensor))
+            return result
+
+    words, crf = 500, make_crf(LABELS)
+    spans = torch.tensor([(0, first, first + 1, 1, 2) for first in range(0, words, 2)])
+    emissions, mask = make_emissions(1, words, len(LABELS)), torch.ones(1, words, dtype=torch.bool)
+    with Sizes():
+        crf.span_probabilities(emissions, mask, spans)
+    assert max(sizes) <= words * len(LABELS) ** 2
 
 
 def test_orphan_inside_labels_are_read_as_begin():
