@@ -64,8 +64,21 @@ def test_any_text_is_tagged(kind, ner):
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_words_are_tagged(ner):
-    tagged(ner, "Jordan scores " * 50_000)
+def test_a_hundred_thousand_words_are_tagged_and_learned_from(ner):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    words = ["Jordan", "scores"] * 50_000
+    tagged(ner, " ".join(words))
+    predict = pytest.importorskip("ray", reason="predict.py needs Ray") and importlib.import_module("predict")
+    tagger = predict.Tagger(ner.model.name_or_path, None, None, False, 4)
+    (row,) = tagger(pa.table({"id": ["a"], "tokens": [words]})).to_pylist()
+    assert row["error"] is None and row["entities"][-1]["end"] > 600_000
+    batch = MnerCollator(ner.processor)([{"id": "a", "tokens": words, "ner_tags": [1, 0] * 50_000}])
+    loss = ner.model(**{name: value for name, value in batch.items() if name != "ids"}).loss
+    loss.backward()
+    assert torch.isfinite(loss) and all(p.grad is None or torch.isfinite(p.grad).all() for p in ner.model.parameters())
+    ner.model.zero_grad()
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 3_000_000, f"{grown / 1e6:.1f} GB"
 
 
 def png(width: int, height: int) -> bytes:
