@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -186,6 +186,27 @@ def test_vision_weights_that_do_not_fit_are_refused(tmp_path):
         HamLearningForTokenClassification.from_text_vision_pretrained(
             str(tmp_path / "text"), "resnet10t", label_list=LABELS, vision_weights=str(tmp_path / "other.safetensors")
         )
+
+
+def test_a_text_encoders_code_is_not_run_and_its_weights_are_no_pickle(tmp_path):
+    AutoModel.from_config(TEXT_CONFIGS["bert"]).save_pretrained(tmp_path / "text")
+    (tmp_path / "text" / "own.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')")
+    path = tmp_path / "text" / "config.json"
+    auto_map = {"AutoConfig": "own.Own", "AutoModel": "own.Own"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": auto_map}))
+
+    def load():
+        return HamLearningForTokenClassification.from_text_vision_pretrained(
+            str(tmp_path / "text"), "resnet10t", label_list=LABELS, vision_pretrained=False,
+            fusion_size=32, fusion_attention_heads=4,
+        )  # fmt: skip
+
+    assert load() and not (tmp_path / "was_run").exists()
+    weights = tmp_path / "text" / "model.safetensors"
+    torch.save(load_file(weights), tmp_path / "text" / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        load()
 
 
 def test_frozen_vision_keeps_its_weights_and_statistics():

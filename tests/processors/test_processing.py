@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -204,6 +205,18 @@ def test_a_detector_with_pickled_weights_is_refused(detector, tmp_path):
     processor = make_processor(region_config={"name": "object-detection", "model": str(tmp_path)})
     with pytest.raises(OSError, match="safetensors"):
         processor(text=["a"], images=[Image.new("RGB", (40, 30))])
+
+
+def test_code_that_a_detector_brings_is_not_run(detector, tmp_path):
+    shutil.copytree(detector, tmp_path / "detector")
+    (tmp_path / "detector" / "own.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')")
+    for name, kinds in (("config", ("AutoConfig", "AutoModelForObjectDetection")),
+                        ("preprocessor_config", ("AutoImageProcessor",))):  # fmt: skip
+        path = tmp_path / "detector" / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {kind: "own.Own" for kind in kinds}}))
+    config = {"name": "object-detection", "model": str(tmp_path / "detector"), "threshold": 0.0}
+    features = make_processor(region_config=config)(text=["a"], images=[Image.new("RGB", (40, 30))])
+    assert features["region_mask"].any() and not (tmp_path / "was_run").exists()
 
 
 LOAD_ELSEWHERE = """
