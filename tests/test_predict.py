@@ -26,8 +26,10 @@ from ray.data.checkpoint import CheckpointConfig  # noqa: E402
 from ray.data.checkpoint.checkpoint_writer import CheckpointWriter, PendingCheckpoint  # noqa: E402
 
 import predict  # noqa: E402
-from predict import Tagger, claim, count_posts, keep_whole, main, open_data, take_over  # noqa: E402
+from predict import Tagger, claim, keep_whole, main, take_over  # noqa: E402
+from training import posts as bulk_posts  # noqa: E402
 from training.data import DataError  # noqa: E402
+from training.posts import count_posts, open_data  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -106,7 +108,7 @@ def as_json(rows: list[dict]) -> pa.Table:
     """Rows as JSONL brings them: any type in any field."""
     ids = [row.get("id", f"post {place}") for place, row in enumerate(rows)]
     lines = [json.dumps(row).encode() for row in rows]
-    return pa.table({"id": ids, "json": lines}, schema=predict.JSON_LINES)
+    return pa.table({"id": ids, "json": lines}, schema=bulk_posts.JSON_LINES)
 
 
 def tagged(tagger: Tagger, rows: list[dict]) -> list[dict]:
@@ -211,7 +213,7 @@ LINES = {
 def test_every_line_of_a_jsonl_file_becomes_a_row(tagger, tmp_path):
     file = tmp_path / "posts.jsonl"
     file.write_bytes(b"\n".join(LINES) + b"\n\n")
-    (table,) = predict._json_lines(file)
+    (table,) = bulk_posts._json_lines(file)
     found = tagger(table).to_pylist()
     for row, (name, error) in zip(found, LINES.values(), strict=True):
         assert row["id"] == name

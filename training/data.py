@@ -131,7 +131,12 @@ def _json_lines(path: Path, wanted: str) -> Iterator[tuple[str, dict]]:
 def _text(value: str | int) -> str:
     if not isinstance(value, str | int):
         raise TypeError(f"a string is wanted, not {value!r:.60}")
-    return _SURROGATE.sub("\ufffd", str(value))
+    return clean(str(value))
+
+
+def clean(text: str) -> str:
+    """Text that can be written."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def _word_and_label(line: str, where: str) -> tuple[str, str]:
