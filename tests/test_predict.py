@@ -303,6 +303,24 @@ def test_what_is_left_of_a_killed_run_can_write_no_more(written, tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == [after.name, *(path.name for path in after.iterdir())]
 
 
+def test_progress_is_of_this_run_and_counts_what_is_safely_written(tmp_path, capsys):
+    folder = take_over(tmp_path) / "checkpoint"
+
+    def write(name: str, rows: int):
+        pq.write_table(pa.table({"id": ["a"] * rows}), folder / name)
+
+    write("before.parquet", 400)
+    progress = predict.Progress(folder.parent, 1000)
+    assert capsys.readouterr().out == "going on: 400 of 1,000 posts are done\n"
+    assert progress.line() == "400 of 1,000 posts (40.0%), 0.0 a second, …"
+    write("after.parquet", 100)
+    write("under_way.pending.parquet", 300)
+    progress.begun -= 10
+    progress.done += progress.count()
+    assert progress.line() == "500 of 1,000 posts (50.0%), 10.0 a second, 0 min 50 s left"
+    assert progress.count() == 0
+
+
 def test_the_model_is_looked_at_before_anything_is_written(tmp_path):
     with pytest.raises(DataError, match="no config.json"):
         main(["--model", str(tmp_path), "--data", "x.jsonl", "--output", str(tmp_path / "out")])
