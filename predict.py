@@ -43,6 +43,7 @@ from transformers.utils import HF_MODULES_CACHE
 from modeling_hamlearning.configuration_hamlearning import LEVELS
 from processors.fetching import fetch
 from training.data import DataError, clean, find_image
+from training.files import UNFINISHED, written_whole
 
 try:
     import ray
@@ -220,7 +221,7 @@ def claim(output: Path, settings: dict, overwrite: bool) -> dict:
             # Under another name first: half removed it would still look like the whole result.
             (output / RESULTS).rename(output / f"{RUN}removed")
             shutil.rmtree(output / f"{RUN}removed")
-    elif output.is_dir() and any(path.name != LOCK for path in output.iterdir()):
+    elif any(path.name != LOCK and path.suffix != UNFINISHED for path in output.iterdir()):
         raise DataError(f"{output} is not empty and not from predict.py: choose another --output")
     known = {"settings": settings, "posts": None}
     save(output, known)
@@ -228,9 +229,8 @@ def claim(output: Path, settings: dict, overwrite: bool) -> dict:
 
 
 def save(output: Path, known: dict):
-    unfinished = output / f"{SETTINGS}.unfinished"
-    unfinished.write_text(json.dumps(known, indent=1))
-    unfinished.replace(output / SETTINGS)
+    with written_whole(output / SETTINGS) as path:
+        path.write_text(json.dumps(known, indent=1))
 
 
 def take_over(output: Path) -> Path:

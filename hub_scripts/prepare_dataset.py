@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from processors.region_extraction import build_region_extractor, keep_best, no_regions
 from training.data import DataError, label_names, open_image, read_regions, read_splits, row_features, sha256
+from training.files import UNFINISHED, written_whole
 from training.metric import MnerMetric
 
 ROWS_A_SHARD = 256
@@ -108,10 +109,11 @@ def _claim(output: Path, settings: dict):
             raise DataError(
                 f"{output} holds a data set of other files or settings: choose another --output or remove it"
             )
-    elif any(output.iterdir()):
+    elif any(path.suffix != UNFINISHED for path in output.iterdir()):
         raise DataError(f"{output} is not empty: choose another --output")
     else:
-        mark.write_text(json.dumps(settings, indent=1))
+        with written_whole(mark) as path:
+            path.write_text(json.dumps(settings, indent=1))
 
 
 def _extractor(regions: str | None):
@@ -143,10 +145,8 @@ def prepare_split(
             rows, without = _rows(posts[start : start + ROWS_A_SHARD], images, extract)
             notes.parent.mkdir(exist_ok=True)
             notes.write_text(json.dumps(without))
-            # Under another name until it is whole: a killed run leaves no half shard.
-            unfinished = path.with_suffix(".unfinished")
-            Dataset.from_dict(rows, features=features).to_parquet(str(unfinished))
-            unfinished.replace(path)
+            with written_whole(path) as unfinished:
+                Dataset.from_dict(rows, features=features).to_parquet(str(unfinished))
         missing += json.loads(notes.read_text())
     return missing
 

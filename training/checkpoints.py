@@ -14,6 +14,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from .files import written_whole
+
 # What a checkpoint of the Trainer has, whatever wraps the model, beside one rng_state a process.
 PARTS = (("model", "pytorch_model"), ("optimizer",), ("scheduler",))
 # Says of how many processes.
@@ -92,9 +94,8 @@ def claim(folder: Path, settings: dict[str, Any], overwrite: bool, is_first: boo
             for path in checkpoints(folder):
                 shutil.rmtree(path)
     if is_first:
-        unfinished = mark.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(settings, indent=1))
-        unfinished.replace(mark)
+        with written_whole(mark) as path:
+            path.write_text(json.dumps(settings, indent=1))
 
 
 def check_resumable(checkpoint: str, config) -> None:

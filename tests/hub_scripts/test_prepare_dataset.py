@@ -107,6 +107,8 @@ def test_killed_at_any_point_it_goes_on(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_dataset.Dataset, "to_parquet", dying)
     for stop_at in range(1, 8):
         output = tmp_path / f"killed{stop_at}"
+        output.mkdir()
+        (output / "prepare.json.unfinished").write_text("{")  # killed as it took the folder
         calls.update(count=0, stop_at=stop_at)
         with pytest.raises(Killed):
             main(arguments(raw, output))
