@@ -105,11 +105,11 @@ def planted_data(level: str, seed: int) -> Splits:
 # Relevance: half of the posts carry another post's picture
 
 
-RELEVANCE_TRAIN, RELEVANCE_TEST = 3000, 3000
+RELEVANCE_TRAIN, RELEVANCE_TEST = 12_000, 3000
 
 
 def relevance_rows(seed: int) -> Iterator[Row]:
-    settings = _planted_settings("alignment")
+    settings = _planted_settings("alignment") | {"max_steps": 1500}
     yield Row("relevance", "mixed", "full model", seed, settings)
     alone = settings | {"model_config": SMALL_MODEL | NO_LEVELS}
     yield Row("relevance", "mixed", "text alone", seed, alone)

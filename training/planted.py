@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from datasets import Dataset, DatasetDict, Features, List, Value
 
@@ -292,7 +293,7 @@ def _rows(posts: Iterable[Post], ids: list[str], generator: random.Random) -> tu
     columns = ("id", "tokens", "ner_tags", "image", "boxes", "box_labels", "box_scores", "deciding_region")
     rows: dict[str, list] = {name: [] for name in columns}
     for name, post in zip(ids, posts, strict=True):
-        picture = render(post, generator)
+        picture = post.rendered or render(post, generator)
         boxed = [place for place, thing in enumerate(post.things) if thing.boxed]
         rows["id"].append(name)
         rows["tokens"].append(post.tokens)
@@ -316,22 +317,33 @@ def planted_dataset(num_posts: int, seed: int, level: str = "demo") -> Dataset:
     return Dataset.from_dict(rows, features=features)
 
 
-def mixed_relevance_dataset(num_posts: int, seed: int) -> Dataset:
+def mixed_relevance_dataset(num_posts: int, seed: int, num_pictures: int = 800) -> Dataset:
     """Posts whose words name a scene, half of them with a picture of another scene; `own_picture` says which.
 
-    The scene goes with no type. In its own picture a thing tells the name's type; another post's picture tells
-    nothing about it, since what it shows is drawn apart.
+    The scene goes with no type. In its own picture a thing tells the name's type; another post's picture tells nothing
+    about it, since what it shows is drawn apart. In half of the posts words tell the type too, so that a picture that is
+    believed wrongly does harm. Posts share pictures, so that no picture can be learned by heart.
     """
     generator = random.Random(f"mixed {seed}")
+    shown: dict[tuple[str, str], list[Post]] = {}
+    cases = [(scene, kind) for scene in sorted(SCENE_WORDS) for kind in TYPES]
+    for place in range(num_pictures):
+        scene, kind = cases[place % len(cases)]
+        # Every region is called the same: only its look tells.
+        thing = replace(_thing(generator, kind), label="thing")
+        picture = Post([], [], scene, [thing])
+        picture.rendered = render(picture, generator)
+        shown.setdefault((scene, kind), []).append(picture)
     own = [index % 2 == 0 for index in range(num_posts)]
     generator.shuffle(own)
     posts = []
     for fits in own:
         kind, named = generator.choice(TYPES), generator.choice(sorted(SCENE_WORDS))
-        tokens, labels = _one(generator, kind, f"{generator.choice(ONE_NAME)} {SCENE_WORDS[named]}")
+        template = generator.choice(TOLD[kind] if generator.random() < 0.5 else ONE_NAME)
+        tokens, labels = _one(generator, kind, f"{template} {SCENE_WORDS[named]}")
         scene = named if fits else generator.choice([other for other in sorted(SCENE_WORDS) if other != named])
-        thing = _thing(generator, kind if fits else generator.choice(TYPES))
-        posts.append(Post(tokens, labels, scene, [thing], [0 if fits else -1]))
+        picture = generator.choice(shown[scene, kind if fits else generator.choice(TYPES)])
+        posts.append(replace(picture, tokens=tokens, labels=labels, deciding=[0 if fits else -1]))
     rows, features = _rows(posts, [f"mixed-{seed}-{index}" for index in range(num_posts)], generator)
     return Dataset.from_dict(rows | {"own_picture": own}, features=Features(features | {"own_picture": Value("bool")}))
 

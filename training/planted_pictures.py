@@ -22,13 +22,15 @@ class Thing:
 
 @dataclass
 class Post:
-    """A post before it is rendered. `deciding` has, an entity, the index among `things` of what tells its type, or −1."""
+    """A post before it is rendered. `deciding` has, an entity, the index among `things` of what tells its type, or −1;
+    `rendered` is its picture if that is drawn already."""
 
     tokens: list[str]
     labels: list[str]
     scene: str | None = None
     things: list[Thing] = field(default_factory=list)
     deciding: list[int] = field(default_factory=list)
+    rendered: bytes | None = None
 
 
 # Drawing: a box in pixels and a colour

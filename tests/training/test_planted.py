@@ -12,7 +12,9 @@ from training.data import labels_of
 from training.planted import (
     LEVELS,
     NAMES,
+    ONE_NAME,
     RELATIONS_OF_TYPE,
+    TOLD,
     TYPES,
     mixed_relevance_dataset,
     planted_ceiling,
@@ -151,10 +153,16 @@ def test_words_of_a_level_say_nothing(level):
 
 
 def test_half_of_the_mixed_pictures_are_swapped():
-    rows = mixed_relevance_dataset(40, 1)
-    assert list(rows) == list(mixed_relevance_dataset(40, 1))
-    assert sum(rows["own_picture"]) == 20
+    rows = mixed_relevance_dataset(200, 1, num_pictures=32)
+    assert list(rows) == list(mixed_relevance_dataset(200, 1, num_pictures=32))
+    assert sum(rows["own_picture"]) == 100
     assert all((row["deciding_region"] == [0]) == row["own_picture"] for row in rows)
+    assert len({row["image"]["bytes"] for row in rows}) == 32, "posts share the pictures"
+    assert {label for row in rows for label in row["box_labels"]} == {"thing"}
+    cues = {word for templates in TOLD.values() for template in templates for word in template.split()} - {"{a}"}
+    without = {word for template in ONE_NAME for word in template.split()}
+    told = sum(bool(set(row["tokens"]) & (cues - without)) for row in rows)
+    assert 80 <= told <= 120, "words tell the type of about half of the names"
 
 
 @pytest.mark.parametrize("noise", [blur, heavy_jpeg, occlude, pure_noise])
