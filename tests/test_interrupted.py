@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -128,21 +129,21 @@ def test_killed_ten_times_on_the_real_text(tmp_path):
 @pytest.mark.slow
 def test_two_processes_killed(tmp_path):
     """Gloo sums the gradients of two processes in the same way each time, so that the weights are equal to the last bit."""
-    generator, killed = random.Random(2), []
+    whom = itertools.cycle(("all", "first", "second"))
 
     def kill(launcher: psutil.Popen):
         """One of the two, whose launcher then ends the other, or all at once."""
-        workers = launcher.children()
-        killed.append(generator.choice(("first", "second", "all")))
-        if killed[-1] == "all":
-            kill_all(launcher)
-        else:
-            workers[killed[-1] == "second"].kill()
+        match next(whom):
+            case "all":
+                kill_all(launcher)
+            case "first":
+                launcher.children()[0].kill()
+            case "second":
+                launcher.children()[1].kill()
 
     kill_and_compare(tmp_path, [*SMALL, "--max_steps", "250", "--eval_strategy", "no", "--save_strategy", "steps",
                                 "--save_steps", "7", "--save_total_limit", "3"], 2, 5,
                      ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"), kill)  # fmt: skip
-    print(f"killed: {', '.join(killed)}")
     last = checkpoints(tmp_path / "killed")[0]
     assert sorted(path.name for path in last.glob("rng_state*")) == ["rng_state_0.pth", "rng_state_1.pth"]
 

@@ -174,12 +174,15 @@ def test_kills_of_a_worker(model, planted, tmp_path):
         if run.driver.poll() is not None:
             assert not (tmp_path / "out" / "data").exists(), "it was over too soon"
             run, runs = Run(model, path, tmp_path / "out", tmp_path / "log"), runs + 1
-        time.sleep(generator.uniform(0, 3))
-        if run.written() and (workers := run.workers()):
+        time.sleep(generator.uniform(0, 0.5))
+        # Spread over the run: however fast it is, the last kill comes before its end.
+        due = run.written() > len(killed) * NUM_POSTS // BLOCK_ROWS // (KILLS + 3)
+        if due and (workers := run.workers()):
             process = generator.choice(workers)
             with contextlib.suppress(psutil.NoSuchProcess):
-                killed.append(process.cmdline()[0])
+                name = process.cmdline()[0]
                 process.kill()
+                killed.append(name)
     print(f"killed in {runs} runs: {'; '.join(killed)}")
     if run.driver.wait(1200):
         run = Run(model, path, tmp_path / "out", tmp_path / "log")
