@@ -32,10 +32,10 @@ RESULTS = Path("benchmarks/results")
 
 
 def stream(count: int) -> Iterator[dict]:
-    posts = [post_of(row) for row in planted_dataset(min(DRAWN, count), SEED)]
+    rows = planted_dataset(min(DRAWN, count), SEED)
     for place in range(count):
-        post = posts[place % len(posts)]
-        post = post | {"text": [*post["text"], str(place)]}
+        post = post_of(rows[place % len(rows)])
+        post["text"] = [*post["text"], str(place)]
         if post["image"] is not None:
             picture = post["image"].convert("RGB")
             picture.paste((place & 255, place >> 8 & 255, place >> 16), (0, 0, BLOCK, BLOCK))

@@ -8,27 +8,50 @@ the rounds of the ratio to what stands beside it in the same round, in CPU secon
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import platform
 import resource
+import shutil
 import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
+import onnxruntime
+import timm
 import torch
 import torchcrf
 import torchvision
 import transformers
+from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import BertConfig, BertForTokenClassification
+from transformers import BertConfig, BertForTokenClassification, pipeline
 
-from modeling_hamlearning import HamLearningConfig, HamLearningCRF, HamLearningForTokenClassification
+from hub_scripts.export_onnx import export, quantize
+from modeling_hamlearning import (
+    HamLearningConfig,
+    HamLearningCRF,
+    HamLearningForTokenClassification,
+    HamLearningModel,
+    HamLearningOnnxForTokenClassification,
+)
+from processors import HamLearningImageProcessor, HamLearningProcessor
+from training.data import read_conll
+from training.demo import f1
+from training.planted import planted_dataset
+from training.tokenizer import build_tokenizer
 
 RESULTS = Path("benchmarks/results")
 LABELS = ["O", *(f"{prefix}-{kind}" for kind in ("LOC", "MISC", "ORG", "PER") for prefix in "BI")]
 BATCH_SIZE, NUM_REGIONS, IMAGE_SIZE, LABEL_TOKENS = 8, 5, 224, 2
+PIPELINE_POSTS, PIPELINE_BATCH_SIZE = 48, 16
 CRF_SHAPES = ((32, 32, 9), (64, 128, 9))
 # Twitter2017's training posts: words, and sub-tokens of an uncased WordPiece with the special ones, at 40 quantiles.
 WORDS = (
@@ -106,7 +129,7 @@ def in_turn(actions: dict[str, Callable[[], None]], rounds: int, device: str) ->
 
 def ratio(taken: dict, over: str, *under: str, device: str = "cpu") -> float:
     """Median over the rounds of one action's time over the sum of others'; wall time on a GPU, CPU time else."""
-    clock = 0 if device == "cpu" else 1
+    clock = 0 if device == "cpu" else 1  # CPU or wall
     rounds = range(len(taken[over]))
     return statistics.median(
         taken[over][turn][clock] / sum(taken[name][turn][clock] for name in under) for turn in rounds
@@ -140,20 +163,39 @@ def tagging(device: str, rounds: int) -> dict[str, float]:
             plain(**bert_32)
 
     @torch.no_grad()
+    def image_side():
+        for side, words, mask in sides:
+            inner.image_side(words, mask, inner.image_side.memories(**side), False)
+
+    @torch.no_grad()
     def decode():
         for batch, logits in zip(batches, emissions, strict=True):
             model.crf.decode(logits, batch["word_mask"])
 
     with torch.no_grad():
         emissions = [model(**batch).logits for batch in batches]
-    taken = in_turn({"tag": tag, "text": text, "vision": vision, "bert": bert, "decode": decode}, rounds, device)
+        sides = [_image_side(inner, batch) for batch in batches]
+    actions = {"tag": tag, "text": text, "vision": vision, "image side": image_side, "bert": bert, "decode": decode}
+    taken = in_turn(actions, rounds, device)
     return {
         "tagging / its bare encoders": ratio(taken, "tag", "text", "vision", device=device),
         "tagging / BERT-32": ratio(taken, "tag", "bert", device=device),
         "bare text encoder / BERT-32": ratio(taken, "text", "bert", device=device),
         "bare vision encoder / BERT-32": ratio(taken, "vision", "bert", device=device),
+        "text encoder / tagging": ratio(taken, "text", "tag", device=device),
+        "vision encoder / tagging": ratio(taken, "vision", "tag", device=device),
+        "image side / tagging": ratio(taken, "image side", "tag", device=device),
         "CRF decode / tagging": ratio(taken, "decode", "tag", device=device),
     }
+
+
+def _image_side(model: HamLearningModel, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """What the image side is given of a batch."""
+    names = ("image_sizes", "region_boxes", "region_label_ids", "region_mask")
+    posts = batch["has_image"].nonzero().squeeze(1)
+    side = model._image_side_inputs(posts, batch["pixel_values"], True, *(batch[name] for name in names))
+    words, _ = model.encode_text(batch["input_ids"], batch["attention_mask"], batch["word_positions"])
+    return side, words, batch["word_mask"]
 
 
 def training(device: str, rounds: int) -> dict[str, float]:
@@ -266,23 +308,142 @@ def growth(device: str, rounds: int) -> dict[str, float]:
     return {f"{name} / base": ratio(taken, name, "base", device=device) for name in actions if name != "base"}
 
 
+def pipeline_from_files(device: str, rounds: int) -> dict[str, float]:
+    """Throughput from strings and JPEG files over that of the model on the same batches ready in memory."""
+    with tempfile.TemporaryDirectory() as scratch:
+        texts, pictures = _tweets(), _picture_files(Path(scratch))
+        posts = [{"text": text, "image": str(file)} for text, file in zip(texts, pictures, strict=True)]
+        model, processor = base_model().to(device).eval(), _processor(texts)
+        ner = pipeline("mner", model=model, processor=processor, device=device)
+        by_length = sorted(posts, key=lambda post: len(processor.split_words(post["text"])[0]))
+        batches = []
+        for first in range(0, len(posts), PIPELINE_BATCH_SIZE):
+            some = by_length[first : first + PIPELINE_BATCH_SIZE]
+            batch = processor(text=[post["text"] for post in some], images=[post["image"] for post in some])
+            batches.append(batch.to(device))
+
+        @torch.no_grad()
+        def bare():
+            for batch in batches:
+                model.decode(model(**batch), batch["word_mask"])
+
+        shared = [post | {"image": posts[place // 4]["image"]} for place, post in enumerate(posts)]
+        actions = {
+            "bare": bare,
+            "pipeline": lambda: ner(posts, batch_size=PIPELINE_BATCH_SIZE),
+            "shared": lambda: ner(shared, batch_size=PIPELINE_BATCH_SIZE),
+        }
+        taken = in_turn(actions, max(3, rounds // 3), device)
+    return {
+        "pipeline from files / model on tensors, posts a second": ratio(taken, "bare", "pipeline", device="wall"),
+        "the same in CPU seconds": ratio(taken, "bare", "pipeline"),
+        "every picture in four posts / in one, posts a second": ratio(taken, "pipeline", "shared", device="wall"),
+    }
+
+
+def _tweets() -> list[str]:
+    """Strings of twitter2017 if there is one, else of planted posts."""
+    if folder := os.environ.get("HAMLEARNING_DATA"):
+        rows = read_conll(Path(folder, "twitter2017", "valid.txt"))
+    else:
+        rows = planted_dataset(PIPELINE_POSTS, seed=1)
+    return [" ".join(row["tokens"]) for row in islice(iter(rows), PIPELINE_POSTS)]
+
+
+def _picture_files(scratch: Path) -> list[Path]:
+    """Photos of paintings if there are some, else rendered pictures; no two the same."""
+    if folder := os.environ.get("HAMLEARNING_DATA"):
+        return sorted(Path(folder, "paintings", "images").glob("*.jpg"))[:PIPELINE_POSTS]
+    rows = planted_dataset(2 * PIPELINE_POSTS, seed=1)
+    rendered = [row["image"]["bytes"] for row in rows if row["image"] is not None][:PIPELINE_POSTS]
+    files = [scratch / f"{place}.jpg" for place in range(PIPELINE_POSTS)]
+    for file, content in zip(files, rendered, strict=True):
+        Image.open(io.BytesIO(content)).convert("RGB").save(file)
+    return files
+
+
+def _processor(texts: list[str]) -> HamLearningProcessor:
+    tokenizer = build_tokenizer([word for text in texts for word in text.split()], kind="word", min_count=1)
+    tokenizer.model_max_length = 512
+    image_processor = HamLearningImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    return HamLearningProcessor(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def onnx(device: str, rounds: int, text_model: str | None = None) -> dict[str, float]:
+    """Throughput of exported models over eager fp32 on posts of text alone; F1 on real ones of a model trained on such."""
+    found = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        off = dict.fromkeys(("use_global", "use_objects", "use_spatial", "use_semantic"), False)
+        base_model(**off).save_pretrained(f"{scratch}/base")
+        _processor(["none"]).save_pretrained(f"{scratch}/base")
+        text_only = ("input_ids", "attention_mask", "word_positions", "word_mask")
+        batches = [{name: batch[name] for name in text_only} for batch in tweet_batches("cpu")]
+        models = _exported(f"{scratch}/base", f"{scratch}/base")
+        found |= _throughput("BERT-base", models, batches, rounds)
+        if text_model is not None:
+            rows = list(read_conll(Path(os.environ["HAMLEARNING_DATA"], "twitter2017", "valid.txt")))
+            models = _exported(text_model, f"{scratch}/text")
+            processor = HamLearningProcessor.from_pretrained(text_model, trust_remote_code=True)
+            words = sorted((row["tokens"] for row in rows), key=len)
+            starts = range(0, len(words), 10 * BATCH_SIZE)
+            batches = [dict(processor(text=words[i : i + BATCH_SIZE], is_split_into_words=True)) for i in starts]
+            found |= _throughput("MiniLM", models, batches, rounds)
+            names = models["eager"].config.label_names
+            ids = models["eager"].config.label2id
+            given = [{"text": row["tokens"]} for row in rows]
+            gold = [{"tokens": row["tokens"], "ner_tags": [ids[label] for label in row["labels"]]} for row in rows]
+            for name, model in models.items():
+                tagged = pipeline("mner", model=model, processor=processor)(given, batch_size=16)
+                found[f"F1 on twitter2017's validation text, {name}"] = 100 * f1(gold, tagged, names)
+    return found
+
+
+def _exported(source: str, folder: str) -> dict[str, HamLearningForTokenClassification]:
+    export(source, f"{folder}-onnx")
+    shutil.copytree(f"{folder}-onnx", f"{folder}-int8")
+    quantize(f"{folder}-int8")
+    return {
+        "eager": HamLearningForTokenClassification.from_pretrained(source).eval(),
+        "ONNX": HamLearningOnnxForTokenClassification.from_pretrained(f"{folder}-onnx"),
+        "ONNX int8": HamLearningOnnxForTokenClassification.from_pretrained(f"{folder}-int8"),
+    }
+
+
+def _throughput(what: str, models: dict, batches: list[dict[str, Tensor]], rounds: int) -> dict[str, float]:
+    def tag(model) -> Callable[[], None]:
+        @torch.no_grad()
+        def action():
+            for batch in batches:
+                model.decode(model(**batch), batch["word_mask"])
+
+        return action
+
+    taken = in_turn({name: tag(model) for name, model in models.items()}, rounds, "cpu")
+    return {f"{what}: {name} / eager, posts a second": ratio(taken, "eager", name) for name in list(models)[1:]}
+
+
 def main(arguments: list[str] | None = None):
+    parts = {
+        "tagging": tagging, "training": training, "crf": crf, "growth": growth, "pipeline": pipeline_from_files, "onnx": onnx,
+    }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--parts", nargs="+", default=["tagging", "training", "crf", "growth"])
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
+    parser.add_argument("--text_model", help="a model that train.py made of twitter2017's text, for the F1 of int8")
     options = parser.parse_args(arguments)
-    parts = {"tagging": tagging, "training": training, "crf": crf, "growth": growth}
+    parts["onnx"] = partial(onnx, text_model=options.text_model)
     figures = {}
     for part in options.parts:
         for name, value in parts[part](options.device, options.rounds).items():
             figures[name] = round(value, 4)
             print(f"{name:<55} {value:.3f}", flush=True)
-    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
+    modules = (torch, torchvision, timm, transformers, onnxruntime)
+    versions = {module.__name__: module.__version__ for module in modules}
     result = {
         "date": time.strftime("%Y-%m-%d"),
-        "command": f"python -m benchmarks.speed --rounds {options.rounds} --device {options.device}",
-        "versions": versions | {"transformers": transformers.__version__, "python": platform.python_version()},
+        "command": "python -m benchmarks.speed " + " ".join(sys.argv[1:] if arguments is None else arguments),
+        "versions": versions | {"python": platform.python_version()},
         "threads": torch.get_num_threads(),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "figures": figures,

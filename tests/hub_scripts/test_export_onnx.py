@@ -7,6 +7,7 @@ import subprocess
 import sys
 from itertools import product
 
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -138,8 +139,8 @@ def test_text_alone_never_runs_the_backbone(exported, monkeypatch):
         assert torch.equal(exported(**batch).logits, expected)
 
 
-def test_int8_is_close_and_small(folders, eager, exported):
-    """Rounding moves the emissions by a few hundredths of their spread, padding windows or not; the file shrinks."""
+def test_int8_is_close(folders, eager):
+    """Rounding moves the emissions by a few hundredths of their spread, padding windows or not."""
     quantised = HamLearningOnnxForTokenClassification.from_pretrained(folders / "int8")
     for windows in (1, 3):
         batch = padded(random_batch(4, num_windows=windows))
@@ -147,8 +148,14 @@ def test_int8_is_close_and_small(folders, eager, exported):
             expected, found = eager(**batch).logits, quantised(**batch).logits
         words = batch["word_mask"]
         assert 0 < (found - expected)[words].std() < 0.1 * expected[words].std()
-    sizes = [(folders / name / "model.onnx").stat().st_size for name in ("exported", "int8")]
-    assert sizes[1] < 0.6 * sizes[0]
+    graph = onnx.load(folders / "int8" / "model.onnx").graph
+    weights = {tensor.name for tensor in graph.initializer}
+    assert not [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]
+
+
+def test_no_path_of_this_machine_is_written(folders):
+    for file in (folders / "exported").glob("*.onnx"):
+        assert b".py" not in file.read_bytes()
 
 
 def test_a_full_folder_is_named(folders):
