@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, set_s
 
 from modeling_hamlearning import HamLearningConfig, HamLearningForTokenClassification
 from processors import HamLearningImageProcessor, HamLearningProcessor
-from training.arguments import DataArguments, MnerTrainingArguments, ModelArguments, parse_arguments
+from training.arguments import NO_LEVELS, DataArguments, MnerTrainingArguments, ModelArguments, parse_arguments
 from training.card import WITHOUT_PICTURES, read_rows, write_card
 from training.checkpoints import check_resumable, check_writable, checkpoints, claim, last_whole_checkpoint, writing
 from training.collator import MnerCollator
@@ -56,8 +56,7 @@ def main(arguments: list[str] | None = None) -> dict:
     label_names = labels_of(data["train"])
     if data_arguments.use_images is False:
         data = data.map(lambda row: row | {"image": None}, desc="images left out") if _has_images(data) else data
-        off = dict.fromkeys(("use_global", "use_objects", "use_spatial", "use_semantic"), False)
-        model_arguments.model_config = model_arguments.model_config | off
+        model_arguments.model_config = model_arguments.model_config | NO_LEVELS
     is_first = training_arguments.process_index == 0
     settings = _settings(model_arguments, data_arguments, hashes, label_names)
     claim(folder, settings, training_arguments.overwrite_output_dir, is_first)

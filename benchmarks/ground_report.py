@@ -29,7 +29,8 @@ Rows = dict[tuple[str, str], list[dict[str, Any]]]
 def write_report(results: Path):
     """`table.md` and the plots of everything under `results/rows`."""
     sections: dict[str, Rows] = defaultdict(lambda: defaultdict(list))
-    for row in read_rows(results):
+    rows = read_rows(results)
+    for row in rows:
         sections[row["section"]][row["data"], row["model"]].append(row)
     lines = [
         "# Proving ground",
@@ -40,7 +41,7 @@ def write_report(results: Path):
     for section, heading in HEADINGS.items():
         if section in sections:
             lines += ["", f"## {heading}", "", *_table(section, sections[section]), *_measures(sections[section])]
-    lines += ["", provenance(read_rows(results)), ""]
+    lines += ["", provenance(rows), ""]
     (results / "table.md").write_text("\n".join(lines))
     _plot_reliability(sections.get("text", {}), results / "reliability.png")
     plot_curves(sections.get("paintings", {}), results / "curves.png")

@@ -12,12 +12,13 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, DatasetDict, List, concatenate_datasets
 
 from processors import load_image
+from training.arguments import NO_LEVELS
 from training.data import label_names, labels_of, load_splits
 from training.planted import mixed_relevance_dataset, planted_dataset, planted_splits
 from training.planted_pictures import blur, heavy_jpeg, occlude, pure_noise
 
 from .real_weights import VISION_BACKBONE, text_encoder, vision_weights
-from .rows import NO_LEVELS, Row, Splits
+from .rows import Row, Splits
 
 # What every row of a section shares: a row is these with its own on top.
 SMALL_TEXT = {
@@ -195,7 +196,7 @@ def same_types(sets: dict[str, DatasetDict]) -> dict[str, DatasetDict]:
 # Real text with real photos
 
 
-PAINTINGS_LEFT_OUT = {
+LEFT_OUT = {
     "without the scene": {"use_global": False},
     "without objects": {"use_objects": False},
     "without relations": {"use_spatial": False},
@@ -226,7 +227,7 @@ def paintings_rows(seed: int) -> Iterator[Row]:
     yield Row("paintings", "paintings", "text alone", seed, alone, pictures="none", curve=True)
     yield Row("paintings", "paintings", "full model", seed, ours, curve=True)
     yield Row("paintings", "paintings", "another post's pictures", seed, ours, pictures="another", curve=True)
-    for name, switch in PAINTINGS_LEFT_OUT.items():
+    for name, switch in LEFT_OUT.items():
         yield Row("paintings", "paintings", name, seed, ours | {"model_config": rounds | switch}, curve=True)
     yield Row("paintings", "paintings", "pooled image", seed, ours, rival="pooled")
     if seed == 0:

@@ -21,25 +21,17 @@ import datasets
 from datasets import DatasetDict
 from transformers.utils import logging
 
-from training.arguments import MnerTrainingArguments, ModelArguments, given_arguments
+from training.arguments import NO_LEVELS, MnerTrainingArguments, ModelArguments, given_arguments
 from training.data import DataError, load_splits
 
 from .ground_report import plot_curves, provenance, spread
-from .ground_rows import NOISES, another_posts, same_types, spoiled, with_pictures
-from .rows import NO_LEVELS, Row, Splits, read_rows, run_missing
+from .ground_rows import LEFT_OUT, NOISES, another_posts, same_types, spoiled, with_pictures
+from .rows import Row, Splits, read_rows, run_missing
 
 # Rows by table: what each has on top of the config. The full model and the text alone stand in all of them.
 FULL, TEXT_ALONE, PLAIN, POOLED = "full model", "text alone", "plain recipe", "pooled image"
 SHARED = {TEXT_ALONE: NO_LEVELS, FULL: {}}
-ABLATION = {
-    "without the scene": {"use_global": False},
-    "without objects": {"use_objects": False},
-    "without relations": {"use_spatial": False},
-    "without meaning": {"use_semantic": False},
-    "without relevance": {"use_relevance": False},
-    "without CRF": {"use_crf": False},
-    "one round": {"num_iterations": 1},
-}
+ABLATION = LEFT_OUT | {"without relevance": {"use_relevance": False}, "without CRF": {"use_crf": False}}
 TABLES = {
     "main": (PLAIN, TEXT_ALONE, POOLED, FULL),
     "ablation": (TEXT_ALONE, FULL, *ABLATION),

@@ -24,6 +24,7 @@ from train import FROM_SCRATCH, build
 from training.arguments import MnerTrainingArguments, ModelArguments
 from training.collator import MnerCollator
 from training.data import labels_of
+from training.files import written_whole
 from training.trainer import MnerScores, MnerTrainer
 from training.vision_cache import VisionCache
 
@@ -31,7 +32,6 @@ from .rivals import PlainTagger, PooledTagger
 
 VISION_CACHE = Path("outputs/vision_features")
 MODEL_FIELDS = set(ModelArguments.__dataclass_fields__)
-NO_LEVELS = {"use_global": False, "use_objects": False, "use_spatial": False, "use_semantic": False}
 QUICK_STEPS, QUICK_POSTS = 4, 24
 
 
@@ -84,10 +84,8 @@ def run_missing(
     for row in progress:
         progress.set_postfix_str(row.name)
         result = run(row, *data_of(row), measure, quick)
-        # Under another name until it is whole: a killed run leaves no half row.
-        unfinished = _file(results, row).with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(result, indent=1) + "\n")
-        unfinished.replace(_file(results, row))
+        with written_whole(_file(results, row)) as unfinished:
+            unfinished.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def read_rows(results: Path) -> list[dict[str, Any]]:

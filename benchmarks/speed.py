@@ -43,6 +43,7 @@ from modeling_hamlearning import (
     HamLearningOnnxForTokenClassification,
 )
 from processors import HamLearningImageProcessor, HamLearningProcessor
+from training.arguments import NO_LEVELS
 from training.data import read_conll
 from training.demo import f1
 from training.planted import planted_dataset
@@ -373,8 +374,7 @@ def onnx(device: str, rounds: int, text_model: str | None = None) -> dict[str, f
     """Throughput of exported models over eager fp32 on posts of text alone; F1 on real ones of a model trained on such."""
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
-        off = dict.fromkeys(("use_global", "use_objects", "use_spatial", "use_semantic"), False)
-        base_model(**off).save_pretrained(f"{scratch}/base")
+        base_model(**NO_LEVELS).save_pretrained(f"{scratch}/base")
         _processor(["none"]).save_pretrained(f"{scratch}/base")
         text_only = ("input_ids", "attention_mask", "word_positions", "word_mask")
         batches = [{name: batch[name] for name in text_only} for batch in tweet_batches("cpu")]

@@ -105,6 +105,8 @@ class MnerTrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
+# The `model_config` of the plain text tagger.
+NO_LEVELS = {"use_global": False, "use_objects": False, "use_spatial": False, "use_semantic": False}
 ARGUMENTS = (ModelArguments, DataArguments, MnerTrainingArguments)
 # YAML takes 1e-5, without a point, for a string.
 SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
