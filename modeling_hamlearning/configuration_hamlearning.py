@@ -29,6 +29,9 @@ class HamLearningConfig(PreTrainedConfig):
         use_global, use_objects, use_spatial, use_semantic (`bool`):
             Whether that level's memory enters stages 2 and 3. All four off is the plain text tagger.
         use_relevance (`bool`): Whether a level is scaled by its measured relevance; 1 for every present level if not.
+        relevance_loss_weight (`float`):
+            Weight of an image-text matching loss (Li et al. 2021, ALBEF) in training: relevance is to tell a post's own
+            picture from one of another post of the batch, at every level. 0 learns it from the tagging loss alone.
         use_crf (`bool`): Linear-chain CRF over words; a softmax per word, still decoded to legal BIO, if not.
         num_iterations (`int`): Rounds N of the cross-modal Transformer pair.
         classifier_dropout (`float`): Dropout in front of the emission scores.
@@ -51,6 +54,7 @@ class HamLearningConfig(PreTrainedConfig):
     use_spatial: bool = True
     use_semantic: bool = True
     use_relevance: bool = True
+    relevance_loss_weight: float = 0.0
     use_crf: bool = True
     num_iterations: int = 3
     classifier_dropout: float = 0.1
@@ -67,6 +71,8 @@ class HamLearningConfig(PreTrainedConfig):
             )
         if self.num_iterations < 1:
             raise ValueError(f"num_iterations must be at least 1, got {self.num_iterations}")
+        if self.relevance_loss_weight < 0:
+            raise ValueError(f"relevance_loss_weight must be 0 or more, got {self.relevance_loss_weight}")
         # Saving a model names only the class that is saved: a repo is to load as any of them, and as a pipeline.
         self.auto_map = {"AutoModel": "modeling_hamlearning.HamLearningModel"} | (kwargs.pop("auto_map", None) or {})
         self.custom_pipelines = kwargs.pop("custom_pipelines", None) or {

@@ -34,6 +34,7 @@ class HamLearningModelOutput(ModelOutput):
     Args:
         last_hidden_state: (B, W, H) words refined by the image.
         relevance: (B, 4) relevance of each level of `LEVELS`, exactly 0 where a level is off or absent.
+        relevance_loss: in training with a `relevance_loss_weight`: the posts' image-text matching losses, summed.
         word_region_attention: (B, W, K) attention of words to regions in the last round, mean of the heads; K = 0
             without images.
         hidden_states, attentions: of the text encoder, over its windows, when asked for.
@@ -46,6 +47,7 @@ class HamLearningModelOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
+    relevance_loss: Tensor | None = None
 
 
 @dataclass
@@ -59,6 +61,7 @@ class HamLearningTokenClassifierOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
+    relevance_loss: Tensor | None = None
 
 
 # Parts that the stages share
@@ -296,7 +299,7 @@ class HamLearningSemanticEncoder(nn.Module):
 
 
 class HamLearningRelevance(nn.Module):
-    """How far one level of the image has to do with the text, in (0, 1); learned from the tagging loss alone."""
+    """How far one level of the image has to do with the text, in (0, 1)."""
 
     def __init__(self, config: HamLearningConfig):
         super().__init__()
@@ -306,11 +309,10 @@ class HamLearningRelevance(nn.Module):
         self.outer = nn.Linear(config.fusion_size, 1)
 
     def forward(self, sentence: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        """sentence (P, d), memory of one level (P, M, d) with mask (P, M) → (P,); exactly 0 where the level is absent."""
+        """sentence (P, d), memory of one level (P, M, d) with mask (P, M) → logits (P,)."""
         level = self.attention(sentence[:, None], self.norm(memory), mask)[0].squeeze(1)
         features = torch.cat([sentence, level, sentence * level], dim=-1)
-        relevance = self.outer(nn.functional.gelu(self.inner(features))).squeeze(-1).sigmoid()
-        return relevance * mask.any(dim=1)
+        return self.outer(nn.functional.gelu(self.inner(features))).squeeze(-1)
 
 
 # Stage 3: iterative cross-modal learning
@@ -404,17 +406,39 @@ class HamLearningImageSide(nn.Module):
             memories["semantic"] = meaning + where, region_mask
         return memories
 
+    @staticmethod
+    def sentence(narrow: Tensor, word_mask: Tensor) -> Tensor:
+        """Mean of the words: (P, W, d) → (P, d)."""
+        return (narrow * word_mask[..., None]).sum(1) / word_mask.sum(1, keepdim=True).clamp(min=1)
+
+    def matching_loss(self, words: Tensor, word_mask: Tensor, memories: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """Cross-entropy of relevance against whether the picture is the post's own or its neighbour's, summed over posts.
+
+        A level counts where it is present, and posts without a neighbour not at all.
+        """
+        sentence, losses = self.sentence(self.narrow(words), word_mask), [words.new_zeros(())]
+        for index, (memory, mask) in enumerate(memories.values()):
+            for shift, label in ((0, 1.0), (1, 0.0)) if len(words) > 1 else ():
+                logits = self.relevance[index](sentence, memory.roll(shift, 0), mask.roll(shift, 0))
+                loss = nn.functional.binary_cross_entropy_with_logits(
+                    logits, torch.full_like(logits, label), reduction="none"
+                )
+                losses.append((loss * mask.roll(shift, 0).any(dim=1)).sum())
+        return torch.stack([loss.float() for loss in losses]).sum()
+
     def forward(
         self, words: Tensor, word_mask: Tensor, memories: dict[str, tuple[Tensor, Tensor]], output_attentions: bool
     ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...] | None]:
         """Stages 2 and 3: refined words (P, W, H), relevance (P, 4), word-region attention (P, W, K), cross-attentions."""
         narrow = self.narrow(words)
-        sentence = (narrow * word_mask[..., None]).sum(1) / word_mask.sum(1, keepdim=True).clamp(min=1)
+        sentence = self.sentence(narrow, word_mask)
 
         relevance = narrow.new_zeros(words.shape[0], len(LEVELS))
         weights = []
         for index, (level, (memory, mask)) in enumerate(memories.items()):
-            present = self.relevance[index](sentence, memory, mask) if self.config.use_relevance else mask.any(dim=1)
+            present = mask.any(dim=1)
+            if self.config.use_relevance:
+                present = self.relevance[index](sentence, memory, mask).sigmoid() * present
             relevance[:, LEVELS.index(level)] = present.to(relevance.dtype)
             weights.append(present[:, None].to(narrow.dtype).expand(mask.shape))
         weight = torch.cat(weights, dim=1)
@@ -596,7 +620,8 @@ class HamLearningModel(HamLearningPreTrainedModel):
         num_regions = region_boxes.shape[1] if region_boxes is not None else 0
         relevance = words.new_zeros(words.shape[0], len(LEVELS))
         attention = words.new_zeros(*words.shape[:2], num_regions)
-        cross_attentions = None
+        cross_attentions = relevance_loss = None
+        learns_matching = self.training and self.config.use_relevance and self.config.relevance_loss_weight > 0
         picture = vision_features if vision_features is not None else pixel_values
         if picture is not None and self.config.levels:
             has_image = words.new_ones(words.shape[0], dtype=torch.bool) if has_image is None else has_image.bool()
@@ -609,6 +634,8 @@ class HamLearningModel(HamLearningPreTrainedModel):
                 fused, related, attended, cross_attentions = self.image_side(
                     words[posts], word_mask[posts], memories, bool(output_attentions)
                 )
+                if learns_matching:
+                    relevance_loss = self.image_side.matching_loss(words[posts], word_mask[posts], memories)
                 words = words.index_copy(0, posts, fused.to(words.dtype))
                 relevance = relevance.index_copy(0, posts, related.to(words.dtype))
                 if attended.shape[-1]:
@@ -621,6 +648,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
             hidden_states=text.hidden_states if output_hidden_states else None,
             attentions=text.attentions if output_attentions else None,
             cross_attentions=cross_attentions,
+            relevance_loss=relevance_loss,
         )
         return output if return_dict else output.to_tuple()
 
@@ -756,7 +784,8 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
         """Emission scores of every word, and the loss if labels (B, W), −100 at padding, are given.
 
         The loss is the posts' negative log-likelihood over the number of labelled words: of this batch, or of the
-        global batch if the Trainer says how many those are. An orphan I-X is read as B-X. For the other arguments see
+        global batch if the Trainer says how many those are. In training the weighted `relevance_loss` is part of it. An
+        orphan I-X is read as B-X. For the other arguments see
         [`HamLearningModel.forward`].
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
@@ -780,6 +809,8 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
             with torch.autocast(output.logits.device.type, enabled=False):
                 nll = self.crf(output.logits, labels, word_mask.bool()).sum()
             words = (labels >= 0).sum() if num_items_in_batch is None else num_items_in_batch
+            if output.relevance_loss is not None:
+                nll = nll + self.config.relevance_loss_weight * output.relevance_loss
             # A batch of posts without a word has a loss of 0.
             loss = nll / torch.as_tensor(words, device=nll.device).clamp(min=1)
             output = HamLearningTokenClassifierOutput(loss=loss, **output)
@@ -795,6 +826,7 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
             hidden_states=output.hidden_states,
             attentions=output.attentions,
             cross_attentions=output.cross_attentions,
+            relevance_loss=output.relevance_loss,
         )
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:

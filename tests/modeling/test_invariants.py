@@ -86,6 +86,40 @@ def test_a_level_of_relevance_zero_adds_nothing(model):
     assert torch.equal(logits(muted, batch), logits(muted, batch | {"pixel_values": batch["pixel_values"].flip(0)}))
 
 
+def test_the_matching_loss_is_the_cross_entropy_of_own_and_neighbours_pictures():
+    """By hand from the relevance the model reports: of every post's own picture, and of that of the post before it."""
+    weight = 0.7
+    model = tiny_model(relevance_loss_weight=weight, fusion_dropout=0.0, classifier_dropout=0.0)
+    # A post without a picture in the middle has no part in it; one level of one post is absent.
+    batch = random_batch(num_posts=5) | {"has_image": torch.tensor([True, True, False, True, True])}
+    batch["region_mask"][3] = False
+    shown = [0, 1, 3, 4]
+    before = {name: batch[name].clone() for name in IMAGE_TENSORS}
+    for name in before:
+        before[name][shown] = batch[name][shown].roll(1, 0)
+    with torch.no_grad():
+        tagged = model(**batch)
+        own, other = tagged.relevance[shown], model(**batch | before).relevance[shown]
+        assert tagged.relevance_loss is None
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        model.train()
+        model.model.vision_encoder.eval()
+        learned = model(**batch)
+    parts = own[own > 0].log().sum() + (1 - other[other > 0]).log().sum()
+    close(learned.relevance_loss, -parts)
+    close(learned.loss, tagged.loss - weight * parts / (batch["labels"] >= 0).sum())
+
+
+@pytest.mark.parametrize("has_image", [[True, False, False], [False, False, False]])
+def test_a_post_without_a_neighbour_has_no_matching_loss(has_image):
+    model = tiny_model(relevance_loss_weight=1.0).train()
+    output = model(**random_batch() | {"has_image": torch.tensor(has_image)})
+    assert not output.relevance_loss
+    output.loss.backward()
+
+
 def test_company_and_order_do_not_matter(model):
     batch = random_batch(num_posts=5)
     together = logits(model, batch)
