@@ -40,6 +40,7 @@ setup(
         "numpy>=2.4",
         "pillow>=12.0",
         "pyyaml>=6.0",
+        "scipy>=1.17",
         "seqeval>=1.2.2",
         "timm>=1.0.31",
         "torch>=2.14",

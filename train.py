@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, set_s
 from modeling_hamlearning import HamLearningConfig, HamLearningForTokenClassification
 from processors import HamLearningImageProcessor, HamLearningProcessor
 from training.arguments import NO_LEVELS, DataArguments, MnerTrainingArguments, ModelArguments, parse_arguments
+from training.calibration import calibrate
 from training.card import WITHOUT_PICTURES, read_rows, write_card
 from training.checkpoints import check_resumable, check_writable, checkpoints, claim, last_whole_checkpoint, writing
 from training.collator import MnerCollator
@@ -53,6 +54,8 @@ def main(arguments: list[str] | None = None) -> dict:
         _need(data, "validation", "--do_eval")
     if training_arguments.do_predict:
         _need(data, "test", "--do_predict")
+    if training_arguments.calibrate:
+        _need(data, "validation", "--calibrate")
     label_names = labels_of(data["train"])
     if data_arguments.use_images is False:
         data = data.map(lambda row: row | {"image": None}, desc="images left out") if _has_images(data) else data
@@ -82,6 +85,8 @@ def main(arguments: list[str] | None = None) -> dict:
         trainer.data_collator.vision_cache = _fill_vision_cache(model_arguments, trainer, data)
     results: dict = trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint).metrics
     trainer.save_state()
+    if training_arguments.calibrate:
+        results["temperature"] = calibrate(model, trainer, data["validation"])
     if training_arguments.do_eval:
         results |= trainer.evaluate()
         if data_arguments.use_images and "image" in data["validation"].column_names:

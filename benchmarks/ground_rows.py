@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, List, concatenate_dataset
 from processors import load_image
 from training.arguments import NO_LEVELS
 from training.data import label_names, labels_of, load_splits
-from training.planted import mixed_relevance_dataset, planted_dataset, planted_splits
+from training.planted import mixed_relevance_dataset, planted_dataset
 from training.planted_pictures import blur, heavy_jpeg, occlude, pure_noise
 
 from .real_weights import VISION_BACKBONE, text_encoder, vision_weights
@@ -40,6 +40,7 @@ def _backbone() -> dict[str, str]:
 BINDING = ("spatial", "alignment", "iterations")
 STEPS = {"semantic": 150, "spatial": 900, "alignment": 1000, "iterations": 1500}
 PLANTED_TRAIN, PLANTED_TEST = 2000, 500
+SHARING_PICTURES, POSTS_A_PICTURE = ("alignment", "iterations"), 6
 # What is switched off, by level; several where other levels could stand in.
 WITHOUT = {
     "global": {"without the scene": {"use_global": False}},
@@ -92,15 +93,18 @@ def level_rows(seed: int) -> Iterator[Row]:
 
 
 def planted_data(level: str, seed: int) -> Splits:
-    data = planted_splits([PLANTED_TRAIN, 0, PLANTED_TEST], level, seed + 1)
-    scored = {"test": data["test"]}
+    # The seeds that `planted_splits` gives to train and test.
+    seed = 1000 * (seed + 1)
+    # Where few posts would be learned by heart sooner than the binding, several tell of each picture.
+    each = POSTS_A_PICTURE if level in SHARING_PICTURES else 1
+    train = planted_dataset(each * PLANTED_TRAIN, seed, level, each)
     if level == "iterations":
         # Posts of one hop as well, which teach the first of the two.
-        one_hop = planted_dataset(PLANTED_TRAIN, 1000 * (seed + 1), "one-hop")
-        data["train"] = concatenate_datasets([data["train"], one_hop])
+        train = concatenate_datasets([train, planted_dataset(each * PLANTED_TRAIN, seed, "one-hop", each)])
+    scored = {"test": planted_dataset(PLANTED_TEST, seed + 2, level)}
     if level == "semantic":
-        scored["unseen label words"] = planted_dataset(PLANTED_TEST, 1000 * (seed + 1) + 3, "semantic-unseen")
-    return data, scored
+        scored["unseen label words"] = planted_dataset(PLANTED_TEST, seed + 3, "semantic-unseen")
+    return DatasetDict({"train": train}), scored
 
 
 # Relevance: half of the posts carry another post's picture
@@ -156,11 +160,13 @@ def text_rows(seed: int) -> Iterator[Row]:
         "use_cpu": True,
     }
     ours = shared | {"head_learning_rate": 1e-3, "warmup_steps": 0.1, "weight_decay": 0.01}
+    alone = ours | {"model_config": NO_LEVELS}
     with_images = ours | {"freeze_vision": True, "image_size": 160}
     for data in REAL_TEXT:
         yield Row("text", data, "plain recipe", seed, shared, rival="plain", pictures="none")
-        yield Row("text", data, "text alone", seed, ours | {"model_config": NO_LEVELS}, pictures="none")
+        yield Row("text", data, "text alone", seed, alone, pictures="none")
         yield Row("text", data, "unrelated images", seed, with_images, pictures="unrelated")
+        yield Row("text", data, "text alone, calibrated", seed, alone, pictures="none", calibrated=True)
     if seed == 0:
         # The plain recipe is given the best of three learning rates.
         for data in REAL_TEXT:

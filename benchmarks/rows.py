@@ -22,6 +22,7 @@ from modeling_hamlearning import HamLearningForTokenClassification
 from processors import HamLearningProcessor
 from train import FROM_SCRATCH, build
 from training.arguments import MnerTrainingArguments, ModelArguments
+from training.calibration import calibrate
 from training.collator import MnerCollator
 from training.data import labels_of
 from training.files import written_whole
@@ -44,6 +45,7 @@ class Row:
         settings: arguments of `train.py`, by their names.
         rival: `plain` or `pooled` in place of our model.
         pictures: what a post is trained with: its `own` picture, `none`, an `unrelated` one or `another` post's.
+        calibrated: whether a tenth of train is kept from training and the scores' temperature fitted to it.
         curve: whether the first of the sets it is scored on is scored after every epoch too.
     """
 
@@ -54,6 +56,7 @@ class Row:
     settings: dict = field(default_factory=dict, compare=False)
     rival: str | None = None
     pictures: str = "own"
+    calibrated: bool = False
     curve: bool = False
 
     @property
@@ -106,6 +109,9 @@ def run(
         data = DatasetDict({split: _first(rows) for split, rows in data.items()})
         scored = {name: _first(rows) for name, rows in scored.items()}
     names = labels_of(data["train"])
+    train, kept = data["train"], None
+    if row.calibrated:
+        train, kept = train.train_test_split(0.1, seed=row.seed).values()
     set_seed(row.seed)
     model, processor, collator = _built(row, data, names, [data["train"], *scored.values()])
     with tempfile.TemporaryDirectory() as folder:
@@ -113,12 +119,13 @@ def run(
             model=model,
             args=_training_arguments(row, folder, quick),
             data_collator=collator,
-            train_dataset=_with_length(data["train"]),
+            train_dataset=_with_length(train),
             eval_dataset=_with_length(next(iter(scored.values()))),
             compute_metrics=MnerScores(names),
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+        temperature = calibrate(model, trainer, kept) if row.calibrated else None
         scores = {name: trainer.evaluate(_with_length(rows), metric_key_prefix=name) for name, rows in scored.items()}
     result = {
         "section": row.section,
@@ -134,7 +141,8 @@ def run(
             for log in trainer.state.log_history
             if "loss" in log or "eval_loss" in log
         ],
-        "measures": measure(row, model, processor, collator, scored) if measure else {},
+        "measures": (measure(row, model, processor, collator, scored) if measure else {})
+        | ({"temperature": temperature} if row.calibrated else {}),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "date": time.strftime("%Y-%m-%d"),
         "seconds": round(time.time() - began),

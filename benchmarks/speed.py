@@ -448,7 +448,8 @@ def main(arguments: list[str] | None = None):
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "figures": figures,
     }
-    name = f"{result['date']}-speed-{options.device}"
+    whole = options.parts == list(parts)
+    name = "-".join([result["date"], "speed", options.device, *([] if whole else options.parts)])
     RESULTS.joinpath(f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     lines = [
         f"# Speed, {result['date']}",

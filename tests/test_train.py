@@ -292,6 +292,21 @@ def test_rows_with_a_wrong_number_of_labels_are_named():
         collator(rows)
 
 
+def test_calibration_scales_the_scores_and_nothing_else(trained, tmp_path):
+    folder, plain = trained
+    # Evaluation draws from the random state: both runs evaluate at the same steps.
+    steps = ["--max_steps", "6", "--eval_strategy", "steps", "--eval_steps", "3", "--save_strategy", "no"]
+    calibrated = run(tmp_path, *steps, "--calibrate", "true")
+    temperature, expected = calibrated["temperature"], weights(folder)
+    assert abs(temperature - 1) > 0.01 and calibrated["eval_f1"] == plain["eval_f1"]
+    assert calibrated["eval_loss"] < plain["eval_loss"]
+    scaled = ("classifier.weight", "classifier.bias", "crf.start", "crf.end", "crf.transitions")
+    for name, weight in weights(tmp_path).items():
+        torch.testing.assert_close(
+            weight * (temperature if name in scaled else 1), expected[name], rtol=1e-5, atol=1e-7
+        )
+
+
 def test_scoring_without_training_is_refused(tmp_path):
     with pytest.raises(ValueError, match="nothing is trained"):
         run(tmp_path, "--do_train", "false", "--do_eval", "true")

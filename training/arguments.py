@@ -87,6 +87,12 @@ class MnerTrainingArguments(TrainingArguments):
     vision_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the vision backbone; learning_rate if unset."}
     )
+    calibrate: bool = field(
+        default=False,
+        metadata={
+            "help": "After training, scale the scores so that on validation they are as often right as they say."
+        },
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without a better F1."}
     )

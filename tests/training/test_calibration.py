@@ -1,0 +1,57 @@
+"""Temperature scaling: labels stay, probabilities become those that held-out posts have."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from training.calibration import apply_temperature, fit_temperature
+
+from ..modeling.tiny_model import LABELS, random_batch, tiny_model
+
+
+def drawn_by(model, count: int) -> list[dict[str, torch.Tensor]]:
+    """Posts of one word whose label is drawn from the model's own probabilities."""
+    generator = torch.Generator().manual_seed(1)
+    batches = []
+    for seed in range(count):
+        batch = random_batch(num_posts=50, num_words=1, seed=seed)
+        batch = {name: batch[name] for name in ("input_ids", "attention_mask", "word_positions", "word_mask")}
+        with torch.no_grad():
+            marginals = model.crf.marginals(model(**batch).logits, batch["word_mask"])
+        labels = torch.multinomial(marginals.flatten(0, 1), 1, generator=generator).view(50, 1)
+        batches.append(batch | {"labels": labels})
+    return batches
+
+
+@pytest.mark.parametrize("use_crf", [True, False])
+@pytest.mark.parametrize("true", [0.5, 1.0, 3.0])
+def test_a_model_that_is_too_sure_is_brought_back(use_crf, true):
+    model = tiny_model(use_crf=use_crf)
+    apply_temperature(model, 2.0)
+    batches = drawn_by(model, 40)
+    # Now too sure (or not sure enough) by a factor that is known.
+    apply_temperature(model, 1 / true)
+    assert fit_temperature(model, batches) == pytest.approx(true, rel=0.15)
+
+
+def test_a_temperature_changes_probabilities_and_no_label():
+    model, batch = tiny_model(), random_batch(num_posts=20)
+    with torch.no_grad():
+        before = model(**batch)
+        paths, marginals = (
+            model.decode(before, batch["word_mask"]),
+            model.crf.marginals(before.logits, batch["word_mask"]),
+        )
+        apply_temperature(model, 3.0)
+        after = model(**batch)
+    assert model.decode(after, batch["word_mask"]) == paths
+    softer = model.crf.marginals(after.logits, batch["word_mask"])
+    assert softer.max(-1).values.mean() < marginals.max(-1).values.mean() - 0.05
+    assert softer.shape[-1] == len(LABELS)
+
+
+def test_posts_without_labels_are_refused():
+    batch = random_batch() | {"labels": torch.full((3, 6), -100)}
+    with pytest.raises(ValueError, match="there are none"):
+        fit_temperature(tiny_model(), [batch])
