@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, List, concatenate_dataset
 from processors import load_image
 from training.arguments import NO_LEVELS
 from training.data import label_names, labels_of, load_splits
-from training.planted import mixed_relevance_dataset, planted_dataset
+from training.planted import mixed_relevance_dataset, planted_dataset, planted_splits
 from training.planted_pictures import blur, heavy_jpeg, occlude, pure_noise
 
 from .real_weights import VISION_BACKBONE, text_encoder, vision_weights
@@ -40,7 +40,6 @@ def _backbone() -> dict[str, str]:
 BINDING = ("spatial", "alignment", "iterations")
 STEPS = {"semantic": 150, "spatial": 900, "alignment": 1000, "iterations": 1500}
 PLANTED_TRAIN, PLANTED_TEST = 2000, 500
-SHARING_PICTURES, POSTS_A_PICTURE = ("alignment", "iterations"), 6
 # What is switched off, by level; several where other levels could stand in.
 WITHOUT = {
     "global": {"without the scene": {"use_global": False}},
@@ -93,18 +92,15 @@ def level_rows(seed: int) -> Iterator[Row]:
 
 
 def planted_data(level: str, seed: int) -> Splits:
-    # The seeds that `planted_splits` gives to train and test.
-    seed = 1000 * (seed + 1)
-    # Where few posts would be learned by heart sooner than the binding, several tell of each picture.
-    each = POSTS_A_PICTURE if level in SHARING_PICTURES else 1
-    train = planted_dataset(each * PLANTED_TRAIN, seed, level, each)
+    data = planted_splits([PLANTED_TRAIN, 0, PLANTED_TEST], level, seed + 1)
+    scored = {"test": data["test"]}
     if level == "iterations":
         # Posts of one hop as well, which teach the first of the two.
-        train = concatenate_datasets([train, planted_dataset(each * PLANTED_TRAIN, seed, "one-hop", each)])
-    scored = {"test": planted_dataset(PLANTED_TEST, seed + 2, level)}
+        one_hop = planted_dataset(PLANTED_TRAIN, 1000 * (seed + 1), "one-hop")
+        data["train"] = concatenate_datasets([data["train"], one_hop])
     if level == "semantic":
-        scored["unseen label words"] = planted_dataset(PLANTED_TEST, seed + 3, "semantic-unseen")
-    return DatasetDict({"train": train}), scored
+        scored["unseen label words"] = planted_dataset(PLANTED_TEST, 1000 * (seed + 1) + 3, "semantic-unseen")
+    return data, scored
 
 
 # Relevance: half of the posts carry another post's picture

@@ -7,9 +7,8 @@ only the picture (or, in posts without one, a cue word) tells it.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from itertools import count, islice
 
 from datasets import Dataset, DatasetDict, Features, List, Value
 
@@ -171,19 +170,15 @@ def _spatial(generator: random.Random) -> Post:
     return Post(*_one(generator, kind), "wall", things, [0])
 
 
-def _alignment(generator: random.Random, picture: random.Random | None = None) -> Post:
-    """Two names of two types: only the words "left" and "right" say which region is whose. What a region means tells the
-    type and its look doesn't, so that no cell of the grid can stand in for it."""
-    kinds, spans = (picture or generator).sample(TYPES, 2), ((0.0, 0.48), (0.52, 1.0))
-    things = []
-    for kind, span in zip(kinds, spans, strict=True):
-        label, box = generator.choice(SEEN_WORDS[kind]), _place(picture or generator, *span)
-        things.append(Thing("ball", label, box, color=GREY))
-    places, names = generator.sample((0, 1), 2), generator.sample(NAMES, 2)
-    sides = [("left", "right")[place] for place in places]
-    entities = [(name, kinds[place]) for name, place in zip(names, places, strict=True)]
-    tokens, labels = _write(generator, f"{sides[0]} {{a}} , {sides[1]} {{b}}", entities)
-    return Post(tokens, labels, "wall", things, places)
+def _alignment(generator: random.Random) -> Post:
+    """Two names of two types, a thing of each: only the words "left" and "right" say which is whose."""
+    kinds = generator.sample(TYPES, 2)
+    sides = generator.sample(("left", "right"), 2)
+    template = f"{sides[0]} {{a}} , {sides[1]} {{b}}"
+    tokens, labels = _write(generator, template, list(zip(generator.sample(NAMES, 2), kinds, strict=True)))
+    spans = {"left": (0.0, 0.48), "right": (0.52, 1.0)}
+    things = [_thing(generator, kind, *spans[side]) for kind, side in zip(kinds, sides, strict=True)]
+    return Post(tokens, labels, "wall", things, [0, 1])
 
 
 def _figure1b(generator: random.Random) -> Post:
@@ -197,43 +192,37 @@ def _figure1b(generator: random.Random) -> Post:
     return Post(tokens, labels, "wall", [_thing(generator, shown)], [-1, 0] if first else [0, -1])
 
 
-def _by_color(
-    generator: random.Random, picture: random.Random, thing: Callable[[str, str, float], list[Thing]]
-) -> Post:
+def _by_color(generator: random.Random, thing: Callable[[str, str, float], list[Thing]]) -> Post:
     """Two names of two types behind a colour word each; `thing` makes what stands for a type and a colour, at that x."""
-    kinds, sides = picture.sample(TYPES, 2), picture.sample((0.08, 0.64), 2)
-    colors, names, order = generator.sample(COLORS, 2), generator.sample(NAMES, 2), generator.sample((0, 1), 2)
-    template = f"{colors[order[0]]} {{a}} , {colors[order[1]]} {{b}}"
-    tokens, labels = _write(
-        generator, template, [(name, kinds[place]) for name, place in zip(names, order, strict=True)]
-    )
-    first, second = (thing(*of_kind) for of_kind in zip(kinds, colors, sides, strict=True))
-    return Post(tokens, labels, "wall", first + second, [(0, len(first))[place] for place in order])
+    kinds, colors = generator.sample(TYPES, 2), generator.sample(COLORS, 2)
+    template = f"{colors[0]} {{a}} , {colors[1]} {{b}}"
+    tokens, labels = _write(generator, template, list(zip(generator.sample(NAMES, 2), kinds, strict=True)))
+    sides = generator.sample((0.08, 0.64), 2)
+    first, second = (thing(*of_name) for of_name in zip(kinds, colors, sides, strict=True))
+    return Post(tokens, labels, "wall", first + second, [0, len(first)])
 
 
-def _one_hop(generator: random.Random, picture: random.Random | None = None) -> Post:
+def _one_hop(generator: random.Random) -> Post:
     """A colour word leads to the thing whose label has it, and that thing tells."""
-    picture = picture or generator
 
     def thing(kind: str, color: str, x: float) -> list[Thing]:
-        drawn = picture.choice(KINDS_OF_TYPE[kind])
-        return [Thing(drawn, f"{color} {drawn}", _box(x, picture.choice((0.15, 0.4)), 0.26, 0.45))]
+        drawn = generator.choice(KINDS_OF_TYPE[kind])
+        return [Thing(drawn, f"{color} {drawn}", _box(x, generator.choice((0.15, 0.4)), 0.26, 0.45))]
 
-    return _by_color(generator, picture, thing)
+    return _by_color(generator, thing)
 
 
-def _iterations(generator: random.Random, picture: random.Random | None = None) -> Post:
+def _iterations(generator: random.Random) -> Post:
     """Two hops: a colour word leads to the ball whose label has it, and what lies below or above that ball tells. The
     balls look alike: what a region means leads to a place, and only what lies at that place to the type."""
-    picture = picture or generator
 
     def thing(kind: str, color: str, x: float) -> list[Thing]:
-        ball_y, thing_y = picture.choice(((0.08, 0.4), (0.72, 0.15)))
-        drawn = picture.choice(KINDS_OF_TYPE[kind])
+        ball_y, thing_y = generator.choice(((0.08, 0.4), (0.72, 0.15)))
+        drawn = generator.choice(KINDS_OF_TYPE[kind])
         ball = Thing("ball", f"{color} ball", _box(x + 0.05, ball_y, 0.16, 0.2), color=GREY)
         return [Thing(drawn, drawn, _box(x, thing_y, 0.26, 0.45)), ball]
 
-    return _by_color(generator, picture, thing)
+    return _by_color(generator, thing)
 
 
 SCENE_WORDS = {
@@ -318,30 +307,14 @@ def _rows(posts: Iterable[Post], ids: list[str], generator: random.Random) -> tu
     return rows, features
 
 
-def planted_dataset(num_posts: int, seed: int, level: str = "demo", posts_a_picture: int = 1) -> Dataset:
-    """Planted posts with the row of every data set, and `deciding_region`: an entity's region that tells, or −1.
-
-    `posts_a_picture`: of alignment, iterations and one-hop, so many posts in a row share a picture, each with its own words.
-    """
+def planted_dataset(num_posts: int, seed: int, level: str = "demo") -> Dataset:
+    """Planted posts with the row of every data set, and `deciding_region`: an entity's region that tells, or −1."""
     _check(level)
     generator = random.Random(f"{level} {seed}")
     # Drawn one by one between the pictures, so that a shorter set is the beginning of a longer one.
-    if posts_a_picture == 1:
-        posts = (_shuffled(generator, LEVELS[level](generator)) for _ in range(num_posts))
-    else:
-        posts = islice(_sharing_pictures(generator, level, seed, posts_a_picture), num_posts)
+    posts = (_shuffled(generator, LEVELS[level](generator)) for _ in range(num_posts))
     rows, features = _rows(posts, [f"{level}-{seed}-{index}" for index in range(num_posts)], generator)
     return Dataset.from_dict(rows, features=features)
-
-
-def _sharing_pictures(generator: random.Random, level: str, seed: int, posts_a_picture: int) -> Iterator[Post]:
-    for number in count():
-        rendered = None
-        for _ in range(posts_a_picture):
-            picture = random.Random(f"{level} {seed} picture {number}")
-            post = LEVELS[level](generator, picture)
-            post.rendered = rendered = rendered or render(post, picture)
-            yield _shuffled(generator, post)
 
 
 def mixed_relevance_dataset(num_posts: int, seed: int, num_pictures: int = 800) -> Dataset:

@@ -152,29 +152,6 @@ def test_words_of_a_level_say_nothing(level):
             assert max(kinds.values()) / total < 0.25 + 4.5 * (0.25 * 0.75 / total) ** 0.5, word
 
 
-@pytest.mark.parametrize("level", ["alignment", "iterations", "one-hop"])
-def test_posts_share_a_picture_and_each_has_words_of_its_own(level):
-    rows = planted_dataset(240, 7, level, posts_a_picture=6)
-    assert list(rows) == list(planted_dataset(240, 7, level, posts_a_picture=6))
-    names, told = labels_of(rows), set()
-    for first in range(0, len(rows), 6):
-        posts = rows.select(range(first, first + 6)).to_list()
-        assert len({post["image"]["bytes"] for post in posts}) == 1
-        assert len({tuple(post["tokens"]) for post in posts}) > 1
-        # A type stays at its place in the picture, whichever name is told first.
-        shown = [
-            {
-                (kind, tuple(post["boxes"][place]))
-                for (kind, _), place in zip(entities(post, names), post["deciding_region"], strict=True)
-            }
-            for post in posts
-        ]
-        assert all(of_post == shown[0] for of_post in shown)
-        told |= {tuple(kind for kind, _ in entities(post, names)) for post in posts}
-    assert len({row["image"]["bytes"] for row in rows}) == 40
-    assert any(pair[::-1] in told for pair in told)
-
-
 def test_half_of_the_mixed_pictures_are_swapped():
     rows = mixed_relevance_dataset(200, 1, num_pictures=32)
     assert list(rows) == list(mixed_relevance_dataset(200, 1, num_pictures=32))
