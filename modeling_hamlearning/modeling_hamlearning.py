@@ -35,8 +35,8 @@ class HamLearningModelOutput(ModelOutput):
         last_hidden_state: (B, W, H) words refined by the image.
         relevance: (B, 4) relevance of each level of `LEVELS`, exactly 0 where a level is off or absent.
         relevance_loss: in training with a `relevance_loss_weight`: the posts' image-text matching losses, summed.
-        word_region_attention: (B, W, K) attention of words to regions in the last round, mean of the heads; K = 0
-            without images.
+        word_region_attention: (B, W, K) attention of words to regions, mean of the rounds and heads; K = 0 without
+            images. What a word has read in one round it need not look at again in the next.
         hidden_states, attentions: of the text encoder, over its windows, when asked for.
         cross_attentions: one (P, heads, W, M) a round, of words to visual tokens, when attentions are asked for.
     """
@@ -334,9 +334,8 @@ class HamLearningRound(nn.Module):
         memory: Tensor,
         memory_mask: Tensor,
         weight: Tensor,
-        need_attention: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        words, attention = self.words(words, memory, memory_mask, weight, need_attention)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        words, attention = self.words(words, memory, memory_mask, weight, True)
         if self.memory is not None:
             memory, _ = self.memory(memory, words, word_mask)
         return words, memory, attention
@@ -448,13 +447,12 @@ class HamLearningImageSide(nn.Module):
         memory_mask = torch.cat([mask for _, mask in memories.values()], dim=1)
 
         refined, cross_attentions = narrow, []
-        for index, layer in enumerate(self.rounds):
-            need_attention = output_attentions or index == len(self.rounds) - 1
-            refined, memory, attention = layer(refined, word_mask, memory, memory_mask, weight, need_attention)
+        for layer in self.rounds:
+            refined, memory, attention = layer(refined, word_mask, memory, memory_mask, weight)
             cross_attentions.append(attention)
         # Levels that are all absent (objects only, in a picture without regions) leave the text's own words.
         fused = torch.where(memory_mask.any(1)[:, None, None], self.gate(words, narrow, refined), words)
-        word_region_attention = self._by_region(cross_attentions[-1].mean(1), memories)
+        word_region_attention = self._by_region(torch.stack(cross_attentions).mean((0, 2)), memories)
         return fused, relevance, word_region_attention, tuple(cross_attentions) if output_attentions else None
 
     @staticmethod
@@ -819,8 +817,12 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
     def emissions(self, **inputs) -> HamLearningTokenClassifierOutput:
         """What `forward` returns but the loss; the arguments are [`HamLearningModel.forward`]'s."""
         output = self.model(**inputs, return_dict=True)
+        hidden = self.dropout(output.last_hidden_state)
+        # Under autocast too: paths are told apart by less than what bf16 keeps of a score.
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = self.classifier(hidden.to(self.classifier.weight.dtype))
         return HamLearningTokenClassifierOutput(
-            logits=self.classifier(self.dropout(output.last_hidden_state)),
+            logits=logits,
             relevance=output.relevance,
             word_region_attention=output.word_region_attention,
             hidden_states=output.hidden_states,

@@ -264,7 +264,8 @@ def test_attention_implementations_agree_and_attentions_come_out(tmp_path):
     assert len(output.hidden_states) == 3
     # 2 x 2 grid cells and three levels of three regions.
     assert [attention.shape for attention in output.cross_attentions] == [(3, 4, 6, 4 + 3 * 3)] * 3
-    regions = output.cross_attentions[-1].mean(1)[..., 4:].unflatten(-1, (3, 3)).sum(2)
+    rounds = torch.stack(output.cross_attentions).mean((0, 2))
+    regions = rounds[..., 4:].unflatten(-1, (3, 3)).sum(2)
     torch.testing.assert_close(output.word_region_attention, regions)
 
 

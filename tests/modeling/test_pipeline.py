@@ -183,6 +183,24 @@ def test_attention_when_asked(ner, posts):
         assert 0 < sum(region["attention"] for region in regions) <= 1 + 1e-5
 
 
+def test_a_region_is_attended_by_an_entitys_first_word(ner, posts):
+    picture, several = posts[1]["image"], 0
+    for text in (
+        "Lincoln 👍🏽 photographed by Michael Jordan",
+        "New York Knicks beat Santa Fe",
+        "Jordan in Amazon park",
+    ):
+        features = ner.processor(text=text, images=picture)
+        with torch.no_grad():
+            attention = ner.model(**features).word_region_attention[0]
+        starts = [start for start, _ in ner.processor.split_words(text)[1]]
+        for entity in ner({"text": text, "image": picture}, return_attention=True):
+            shown = [region["attention"] for region in entity["region_attention"]]
+            assert shown == pytest.approx(attention[starts.index(entity["start"])].tolist(), abs=1e-5)
+            several += " " in entity["word"]
+    assert several, "no entity has several words"
+
+
 def test_drawing_a_post(ner, posts):
     for post in posts:
         picture = ner.draw(post, ner(post))
