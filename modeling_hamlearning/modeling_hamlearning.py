@@ -35,8 +35,8 @@ class HamLearningModelOutput(ModelOutput):
         last_hidden_state: (B, W, H) words refined by the image.
         relevance: (B, 4) relevance of each level of `LEVELS`, exactly 0 where a level is off or absent.
         relevance_loss: in training with a `relevance_loss_weight`: the posts' image-text matching losses, summed.
-        word_region_attention: (B, W, K) attention of words to regions, mean of the rounds and heads; K = 0 without
-            images. What a word has read in one round it need not look at again in the next.
+        word_region_attention: (B, W, K) how a word's attention to the regions is shared among them, mean of the rounds; K = 0
+            without images. Of all rounds alike: what a word has read in one it need not look at again in the next.
         hidden_states, attentions: of the text encoder, over its windows, when asked for.
         cross_attentions: one (P, heads, W, M) a round, of words to visual tokens, when attentions are asked for.
     """
@@ -452,15 +452,19 @@ class HamLearningImageSide(nn.Module):
             cross_attentions.append(attention)
         # Levels that are all absent (objects only, in a picture without regions) leave the text's own words.
         fused = torch.where(memory_mask.any(1)[:, None, None], self.gate(words, narrow, refined), words)
-        word_region_attention = self._by_region(torch.stack(cross_attentions).mean((0, 2)), memories)
+        word_region_attention = self._by_region(torch.stack(cross_attentions).mean(2), memories)
         return fused, relevance, word_region_attention, tuple(cross_attentions) if output_attentions else None
 
     @staticmethod
     def _by_region(attention: Tensor, memories: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
-        """(P, W, M) → (P, W, K): a region's attention is that of its tokens at every level but the global one."""
+        """(rounds, P, W, M) → (P, W, K): a region's attention is that of its tokens at every level but the global one."""
         parts = attention.split([mask.shape[1] for _, mask in memories.values()], dim=-1)
         of_regions = [part for level, part in zip(memories, parts, strict=True) if level != "global"]
-        return sum(of_regions) if of_regions else attention[..., :0]
+        if not of_regions:
+            return attention[0, ..., :0]
+        total = sum(of_regions)
+        share = total / total.sum(-1, keepdim=True).clamp(min=torch.finfo(total.dtype).tiny)
+        return share.mean(0)
 
 
 # The model
