@@ -35,5 +35,5 @@ test: lint ## everything that has to hold, in minutes
 test-slow: $(STAMP) ## what takes longer
 	$(BIN)/python -m pytest -m slow
 
-bench: $(STAMP) ## what the model costs above its two encoders
-	$(BIN)/python -m benchmarks.speed
+bench: $(STAMP) ## what the model costs above its two encoders (BENCH="--rounds 5 …" for options)
+	$(BIN)/python -m benchmarks.speed $(BENCH)
