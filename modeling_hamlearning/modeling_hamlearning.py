@@ -821,12 +821,8 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
     def emissions(self, **inputs) -> HamLearningTokenClassifierOutput:
         """What `forward` returns but the loss; the arguments are [`HamLearningModel.forward`]'s."""
         output = self.model(**inputs, return_dict=True)
-        hidden = self.dropout(output.last_hidden_state)
-        # Under autocast too: paths are told apart by less than what bf16 keeps of a score.
-        with torch.autocast(hidden.device.type, enabled=False):
-            logits = self.classifier(hidden.to(self.classifier.weight.dtype))
         return HamLearningTokenClassifierOutput(
-            logits=logits,
+            logits=self.classifier(self.dropout(output.last_hidden_state)),
             relevance=output.relevance,
             word_region_attention=output.word_region_attention,
             hidden_states=output.hidden_states,

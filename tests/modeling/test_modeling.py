@@ -269,18 +269,6 @@ def test_attention_implementations_agree_and_attentions_come_out(tmp_path):
     torch.testing.assert_close(output.word_region_attention, (regions / regions.sum(-1, keepdim=True)).mean(0))
 
 
-def test_emission_scores_stay_fp32_under_autocast():
-    """In bf16 a score of 10 has steps of 0.06: a tagger of twitter2017 trained so lost 1.5 F1."""
-    model, batch = tiny_model(), random_batch()
-    del batch["labels"]
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        output = model(**batch)
-        hidden = model.model(**batch).last_hidden_state
-    assert output.logits.dtype == torch.float32
-    with torch.no_grad():
-        torch.testing.assert_close(output.logits, model.classifier(hidden.float()), rtol=0, atol=1e-6)
-
-
 def test_bf16_weights_keep_the_crf_in_fp32(tmp_path):
     model, batch = tiny_model(), random_batch()
     model.save_pretrained(tmp_path)
