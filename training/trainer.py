@@ -16,6 +16,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from .averaging import WeightAverage
 from .checkpoints import PROCESSES, writing
 from .metric import MnerMetric
 
@@ -127,6 +128,9 @@ class MnerTrainer(Trainer):
         super()._save_rng_state(output_dir)
         if self.args.should_save:
             Path(output_dir, PROCESSES).write_text(json.dumps(self.args.world_size))
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, WeightAverage):
+                    callback.save(output_dir)
         # The first process then writes the state, which says that the checkpoint is whole: the others' files belong to it.
         self.accelerator.wait_for_everyone()
 
