@@ -28,7 +28,12 @@ class WeightAverage(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
         if self.checkpoint is not None:
-            load_model(self.average.module, Path(self.checkpoint, AVERAGE), device=str(model.device))
+            path = Path(self.checkpoint, AVERAGE)
+            if not path.is_file():
+                raise ValueError(
+                    f"{self.checkpoint} holds no average: it was trained without ema_decay; leave it out here"
+                )
+            load_model(self.average.module, path, device=str(model.device))
             # The first update of a new average takes the weights as they are.
             self.average.n_averaged.fill_(state.global_step)
 
