@@ -18,7 +18,6 @@ from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, set_s
 from modeling_hamlearning import HamLearningConfig, HamLearningForTokenClassification
 from processors import HamLearningImageProcessor, HamLearningProcessor
 from training.arguments import NO_LEVELS, DataArguments, MnerTrainingArguments, ModelArguments, parse_arguments
-from training.averaging import WeightAverage
 from training.calibration import calibrate
 from training.card import WITHOUT_PICTURES, read_rows, write_card
 from training.checkpoints import check_resumable, check_writable, checkpoints, claim, last_whole_checkpoint, writing
@@ -236,12 +235,9 @@ def _need(data: DatasetDict, split: str, asked: str):
 
 
 def _callbacks(arguments: MnerTrainingArguments) -> list:
-    callbacks = []
-    if arguments.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(early_stopping_patience=arguments.early_stopping_patience))
-    if arguments.ema_decay is not None:
-        callbacks.append(WeightAverage(arguments.ema_decay, arguments.resume_from_checkpoint))
-    return callbacks
+    if arguments.early_stopping_patience is None:
+        return []
+    return [EarlyStoppingCallback(early_stopping_patience=arguments.early_stopping_patience)]
 
 
 def _describe(folder, trainer, model_arguments, data_arguments, hashes, results, label_names, card_rows):

@@ -22,7 +22,6 @@ from modeling_hamlearning import HamLearningForTokenClassification
 from processors import HamLearningProcessor
 from train import FROM_SCRATCH, build
 from training.arguments import MnerTrainingArguments, ModelArguments
-from training.averaging import WeightAverage
 from training.calibration import calibrate
 from training.collator import MnerCollator
 from training.data import labels_of
@@ -116,15 +115,13 @@ def run(
     set_seed(row.seed)
     model, processor, collator = _built(row, data, names, [data["train"], *scored.values()])
     with tempfile.TemporaryDirectory() as folder:
-        arguments = _training_arguments(row, folder, quick)
         trainer = MnerTrainer(
             model=model,
-            args=arguments,
+            args=_training_arguments(row, folder, quick),
             data_collator=collator,
             train_dataset=_with_length(train),
             eval_dataset=_with_length(next(iter(scored.values()))),
             compute_metrics=MnerScores(names),
-            callbacks=None if arguments.ema_decay is None else [WeightAverage(arguments.ema_decay)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()

@@ -12,26 +12,25 @@ AVERAGE = "average.safetensors"
 
 
 class WeightAverage(TrainerCallback):
-    """Follows the weights by `decay` a step and takes their place at the end of training.
+    """Follows the weights and takes their place at the end of training; a resumed run goes on with its checkpoint's.
 
     Args:
         decay: how much of the average stays at each step: it spans some 1 / (1 − decay) steps.
-        checkpoint: the one that training is resumed from, whose average goes on.
     """
 
-    def __init__(self, decay: float, checkpoint: str | Path | None = None):
+    def __init__(self, decay: float):
         if not 0 < decay < 1:
             raise ValueError(f"ema_decay lies between 0 and 1, got {decay}")
-        self.decay, self.checkpoint = decay, checkpoint
+        self.decay = decay
         self.average: AveragedModel | None = None
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
-        if self.checkpoint is not None:
-            path = Path(self.checkpoint, AVERAGE)
+        if args.resume_from_checkpoint is not None:
+            path = Path(args.resume_from_checkpoint, AVERAGE)
             if not path.is_file():
                 raise ValueError(
-                    f"{self.checkpoint} holds no average: it was trained without ema_decay; leave it out here"
+                    f"{path.parent} holds no average: it was trained without ema_decay; leave it out here"
                 )
             load_model(self.average.module, path, device=str(model.device))
             # The first update of a new average takes the weights as they are.

@@ -54,6 +54,13 @@ class MnerTrainer(Trainer):
     `head_learning_rate`. Evaluation predicts by the CRF's best path; a prediction is (B, W), −100 at padding.
     """
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.weight_average = None
+        if self.args.ema_decay is not None:
+            self.weight_average = WeightAverage(self.args.ema_decay)
+            self.add_callback(self.weight_average)
+
     def get_decay_parameter_names(self, model) -> list[str]:
         names = super().get_decay_parameter_names(model)
         return [name for name in names if ".crf." not in f".{name}"]
@@ -128,9 +135,8 @@ class MnerTrainer(Trainer):
         super()._save_rng_state(output_dir)
         if self.args.should_save:
             Path(output_dir, PROCESSES).write_text(json.dumps(self.args.world_size))
-            for callback in self.callback_handler.callbacks:
-                if isinstance(callback, WeightAverage):
-                    callback.save(output_dir)
+            if self.weight_average is not None:
+                self.weight_average.save(output_dir)
         # The first process then writes the state, which says that the checkpoint is whole: the others' files belong to it.
         self.accelerator.wait_for_everyone()
 
