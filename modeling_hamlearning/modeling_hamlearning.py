@@ -335,7 +335,7 @@ class HamLearningRound(nn.Module):
         memory_mask: Tensor,
         weight: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        words, attention = self.words(words, memory, memory_mask, weight, True)
+        words, attention = self.words(words, memory, memory_mask, weight, return_attention=True)
         if self.memory is not None:
             memory, _ = self.memory(memory, words, word_mask)
         return words, memory, attention
@@ -415,15 +415,18 @@ class HamLearningImageSide(nn.Module):
 
         A level counts where it is present, and posts without a neighbour not at all.
         """
-        sentence, losses = self.sentence(self.narrow(words), word_mask), [words.new_zeros(())]
-        for index, (memory, mask) in enumerate(memories.values()):
-            for shift, label in ((0, 1.0), (1, 0.0)) if len(words) > 1 else ():
-                logits = self.relevance[index](sentence, memory.roll(shift, 0), mask.roll(shift, 0))
-                loss = nn.functional.binary_cross_entropy_with_logits(
-                    logits, torch.full_like(logits, label), reduction="none"
+        loss = torch.zeros((), device=words.device)
+        if len(words) < 2:
+            return loss
+        sentence = self.sentence(self.narrow(words), word_mask)
+        for relevance, (memory, mask) in zip(self.relevance, memories.values(), strict=True):
+            for shift, label in ((0, 1.0), (1, 0.0)):
+                shown = mask.roll(shift, 0)
+                logits = relevance(sentence, memory.roll(shift, 0), shown).float()
+                loss = loss + nn.functional.binary_cross_entropy_with_logits(
+                    logits, torch.full_like(logits, label), weight=shown.any(dim=1), reduction="sum"
                 )
-                losses.append((loss * mask.roll(shift, 0).any(dim=1)).sum())
-        return torch.stack([loss.float() for loss in losses]).sum()
+        return loss
 
     def forward(
         self, words: Tensor, word_mask: Tensor, memories: dict[str, tuple[Tensor, Tensor]], output_attentions: bool
@@ -623,7 +626,6 @@ class HamLearningModel(HamLearningPreTrainedModel):
         relevance = words.new_zeros(words.shape[0], len(LEVELS))
         attention = words.new_zeros(*words.shape[:2], num_regions)
         cross_attentions = relevance_loss = None
-        learns_matching = self.training and self.config.use_relevance and self.config.relevance_loss_weight > 0
         picture = vision_features if vision_features is not None else pixel_values
         if picture is not None and self.config.levels:
             has_image = words.new_ones(words.shape[0], dtype=torch.bool) if has_image is None else has_image.bool()
@@ -633,11 +635,10 @@ class HamLearningModel(HamLearningPreTrainedModel):
                     posts, picture, vision_features is None, image_sizes, region_boxes, region_label_ids, region_mask
                 )
                 memories = self.image_side.memories(**side)
-                fused, related, attended, cross_attentions = self.image_side(
-                    words[posts], word_mask[posts], memories, bool(output_attentions)
-                )
-                if learns_matching:
-                    relevance_loss = self.image_side.matching_loss(words[posts], word_mask[posts], memories)
+                shown = words[posts], word_mask[posts], memories
+                fused, related, attended, cross_attentions = self.image_side(*shown, bool(output_attentions))
+                if self.training and self.config.use_relevance and self.config.relevance_loss_weight > 0:
+                    relevance_loss = self.image_side.matching_loss(*shown)
                 words = words.index_copy(0, posts, fused.to(words.dtype))
                 relevance = relevance.index_copy(0, posts, related.to(words.dtype))
                 if attended.shape[-1]:
@@ -787,8 +788,7 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
 
         The loss is the posts' negative log-likelihood over the number of labelled words: of this batch, or of the
         global batch if the Trainer says how many those are. In training the weighted `relevance_loss` is part of it. An
-        orphan I-X is read as B-X. For the other arguments see
-        [`HamLearningModel.forward`].
+        orphan I-X is read as B-X. For the other arguments see [`HamLearningModel.forward`].
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
         output = self.emissions(
