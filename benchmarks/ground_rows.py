@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, List, concatenate_datasets
+from PIL import Image
 
 from processors import load_image
 from training.arguments import NO_LEVELS
@@ -129,12 +130,7 @@ def relevance_data(seed: int) -> Splits:
     )
     own = test.filter(lambda row: row["own_picture"])
     scored = {"own": own, "swapped": test.filter(lambda row: not row["own_picture"])}
-    images = list(own["image"])
-    for name, spoil in NOISES.items():
-        # Posts share pictures.
-        noisy = {image["bytes"]: image for image in images}
-        noisy = {picture: spoiled(image, spoil) for picture, image in noisy.items()}
-        scored[name] = with_pictures(own, [noisy[image["bytes"]] for image in images])
+    scored |= {name: spoiled(own, spoil) for name, spoil in NOISES.items()}
     return DatasetDict({"train": train}), scored
 
 
@@ -300,11 +296,18 @@ def with_unrelated_pictures(rows: Dataset, seed: int) -> Dataset:
     return with_pictures(rows, [generator.choice(pool) for _ in range(len(rows))])
 
 
-def spoiled(image: dict, spoil) -> dict:
-    """A row's picture after a noise."""
-    file = io.BytesIO()
-    spoil(load_image(image)).save(file, "PNG")
-    return {"bytes": file.getvalue(), "path": None}
+def spoiled(rows: Dataset, spoil: Callable[[Image.Image], Image.Image]) -> Dataset:
+    """The same posts after a noise; a picture that several share is spoiled once."""
+    noisy: dict[tuple | None, dict | None] = {None: None}
+    images = []
+    for image in rows["image"]:
+        key = image and (image["path"], image["bytes"])
+        if key not in noisy:
+            file = io.BytesIO()
+            spoil(load_image(image)).save(file, "PNG")
+            noisy[key] = {"bytes": file.getvalue(), "path": None}
+        images.append(noisy[key])
+    return with_pictures(rows, images)
 
 
 NOISES = {"blur": blur, "heavy JPEG": heavy_jpeg, "occlusion": occlude, "pure noise": pure_noise}

@@ -110,16 +110,15 @@ def data_of(row: Row, data: dict[str, DatasetDict]) -> Splits:
     if row.model == FULL:
         scored["another post's"] = with_pictures(own, another_posts(own["image"], row.seed))
         scored["no picture"] = with_pictures(own, [None] * len(own))
-        for noise, spoil in NOISES.items():
-            images = [image and spoiled(image, spoil) for image in own["image"]]
-            scored[noise] = with_pictures(own, images)
+        scored |= {noise: spoiled(own, spoil) for noise, spoil in NOISES.items()}
     return DatasetDict({"train": train}), scored
 
 
 def write_tables(output: Path, tables: list[str], command: str):
     """`tables.md` and a plot a data set, from the rows that are done; `command` made them."""
     done: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
-    for row in read_rows(output):
+    rows = read_rows(output)
+    for row in rows:
         done[row["data"]][row["model"]].append(row)
     lines = [
         "# Tables",
@@ -141,7 +140,7 @@ def write_tables(output: Path, tables: list[str], command: str):
             for model in TABLES[table]:
                 cells = [_cell(done[data][model], OWN if on == data else on) for data, on in columns]
                 lines.append(f"| {model} | " + " | ".join(cells) + " |")
-    lines += ["", provenance(read_rows(output)), f"`{command}`"]
+    lines += ["", provenance(rows), f"`{command}`"]
     (output / "tables.md").write_text("\n".join(lines) + "\n")
     for data, models in done.items():
         shown = {(data, model): models[model] for model in (TEXT_ALONE, FULL) if models[model]}

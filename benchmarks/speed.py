@@ -137,16 +137,22 @@ def ratio(taken: dict, over: str, *under: str, device: str = "cpu") -> float:
     )
 
 
+def tag(model: HamLearningForTokenClassification, batches: list[dict[str, Tensor]]) -> Callable[[], None]:
+    """Tags all the batches when it is called."""
+
+    @torch.no_grad()
+    def action():
+        for batch in batches:
+            model.decode(model(**batch), batch["word_mask"])
+
+    return action
+
+
 def tagging(device: str, rounds: int) -> dict[str, float]:
     model, batches = base_model().to(device).eval(), tweet_batches(device)
     plain = BertForTokenClassification(BertConfig(num_labels=len(LABELS))).to(device).eval()
     bert_32 = _bert_32_batch(device)
     inner = model.model
-
-    @torch.no_grad()
-    def tag():
-        for batch in batches:
-            model.decode(model(**batch), batch["word_mask"])
 
     @torch.no_grad()
     def text():
@@ -176,7 +182,14 @@ def tagging(device: str, rounds: int) -> dict[str, float]:
     with torch.no_grad():
         emissions = [model(**batch).logits for batch in batches]
         sides = [_image_side(inner, batch) for batch in batches]
-    actions = {"tag": tag, "text": text, "vision": vision, "image side": image_side, "bert": bert, "decode": decode}
+    actions = {
+        "tag": tag(model, batches),
+        "text": text,
+        "vision": vision,
+        "image side": image_side,
+        "bert": bert,
+        "decode": decode,
+    }
     taken = in_turn(actions, rounds, device)
     return {
         "tagging / its bare encoders": ratio(taken, "tag", "text", "vision", device=device),
@@ -286,15 +299,8 @@ def crf(device: str, rounds: int) -> dict[str, float]:
 def growth(device: str, rounds: int) -> dict[str, float]:
     """Cost of tagging when one thing is doubled, over the cost before: 8 posts of 16 words, 5 regions, 3 rounds."""
 
-    def tag(model, batch) -> Callable[[], None]:
-        @torch.no_grad()
-        def action():
-            model.decode(model(**batch), batch["word_mask"])
-
-        return action
-
     def posts(size: int = BATCH_SIZE, words: int = 16, regions: int = NUM_REGIONS):
-        return posts_like_tweets([words] * size, [words * 3 // 2 + 2] * size, regions, device)
+        return [posts_like_tweets([words] * size, [words * 3 // 2 + 2] * size, regions, device)]
 
     model = base_model().to(device).eval()
     deeper = base_model(num_iterations=6).to(device).eval()
@@ -323,14 +329,9 @@ def pipeline_from_files(device: str, rounds: int) -> dict[str, float]:
             batch = processor(text=[post["text"] for post in some], images=[post["image"] for post in some])
             batches.append(batch.to(device))
 
-        @torch.no_grad()
-        def bare():
-            for batch in batches:
-                model.decode(model(**batch), batch["word_mask"])
-
         shared = [post | {"image": posts[place // 4]["image"]} for place, post in enumerate(posts)]
         actions = {
-            "bare": bare,
+            "bare": tag(model, batches),
             "pipeline": lambda: ner(posts, batch_size=PIPELINE_BATCH_SIZE),
             "shared": lambda: ner(shared, batch_size=PIPELINE_BATCH_SIZE),
         }
@@ -410,15 +411,7 @@ def _exported(source: str, folder: str) -> dict[str, HamLearningForTokenClassifi
 
 
 def _throughput(what: str, models: dict, batches: list[dict[str, Tensor]], rounds: int) -> dict[str, float]:
-    def tag(model) -> Callable[[], None]:
-        @torch.no_grad()
-        def action():
-            for batch in batches:
-                model.decode(model(**batch), batch["word_mask"])
-
-        return action
-
-    taken = in_turn({name: tag(model) for name, model in models.items()}, rounds, "cpu")
+    taken = in_turn({name: tag(model, batches) for name, model in models.items()}, rounds, "cpu")
     return {f"{what}: {name} / eager, posts a second": ratio(taken, "eager", name) for name in list(models)[1:]}
 
 
