@@ -18,6 +18,7 @@ from hub_scripts import prepare_dataset
 from processors import HamLearningImageProcessor, HamLearningProcessor
 from training.collator import MnerCollator
 from training.data import DataError, load_splits
+from training.planted_pictures import pure_noise
 
 from .fuzz.mutations import pictures
 from .modeling.tiny_model import tiny_model
@@ -100,7 +101,7 @@ def saved(image: Image.Image, kind: str, **options) -> bytes:
     return file.getvalue()
 
 
-NOISE = Image.effect_noise((90, 60), 80).convert("RGB")
+NOISE = pure_noise(Image.new("RGB", (90, 60)))
 TURNED = Image.Exif()
 TURNED[0x0112] = 6
 SVG = b"""<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" xmlns:x="http://www.w3.org/1999/xlink"

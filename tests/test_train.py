@@ -23,6 +23,7 @@ from training.collator import MnerCollator
 from training.data import labels_of, read_conll
 from training.demo import f1
 from training.planted import planted_dataset
+from training.planted_pictures import pure_noise
 from training.trainer import NotFiniteError
 
 from .tiny import tiny_tokenizer
@@ -147,12 +148,14 @@ def stand_ins(tmp_path_factory):
     AutoModel.from_config(config).save_pretrained(folder / "text")
     tokenizer.save_pretrained(folder / "text")
     (folder / "data" / "images").mkdir(parents=True)
-    for name in ("train", "valid"):
+    for split, name in enumerate(("train", "valid")):
         lines = []
         for place in range(8):
             lines += [f"IMGID:{name}{place}", "Jordan\tB-PER", "in\tO", "New\tB-LOC", "York\tI-LOC", ""]
             if place:
-                Image.effect_noise((50, 40), 90).convert("RGB").save(folder / "data" / "images" / f"{name}{place}.jpg")
+                pure_noise(Image.new("RGB", (50, 40)), seed=8 * split + place).save(
+                    folder / "data" / "images" / f"{name}{place}.jpg"
+                )
         (folder / "data" / f"{name}.txt").write_text("\n".join(lines))
     return folder
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from training.planted_pictures import pure_noise
+
 PIECES = (
     "Jordan", "New York", "#NBA", "@joe", "https://t.co/abc", "", " ", "   ", "\n", "\t", "\r\n", "\x00", "\ufeff",
     "\u200d", "\ufe0f", "👨‍👩‍👧", "👍🏽", "\u202e", "\u200f", "\u2066", "a" + "\u0301" * 300, "\ud800", "\udfff", "\u2028",
@@ -49,7 +51,7 @@ def mutated(generator: random.Random, content: bytes) -> bytes:
 @cache
 def pictures() -> list[bytes]:
     """A small picture in every form that posts come with."""
-    base = Image.effect_noise((40, 30), 60).convert("RGB")
+    base = pure_noise(Image.new("RGB", (40, 30)))
     exif = Image.Exif()
     exif[0x0112] = 6
     forms: list[tuple[Image.Image, str, dict]] = [

@@ -18,6 +18,7 @@ from PIL import Image
 from hub_scripts import prepare_dataset
 from hub_scripts.prepare_dataset import count_orphans, main
 from training.data import DataError, read_conll
+from training.planted_pictures import pure_noise
 
 REAL = os.environ.get("HAMLEARNING_DATA")
 needs_data = pytest.mark.skipif(not REAL, reason="HAMLEARNING_DATA names no folder with the real posts")
@@ -34,7 +35,7 @@ def raw(tmp_path):
             tag = "I-LOC" if place == 2 else "B-LOC"
             lines += [f"IMGID:{split}{place}", "Jordan\tB-PER", "in\tO", f"York\t{tag}", ""]
             if place != 1:
-                Image.effect_noise((40 + place, 30), 90).convert("RGB").save(
+                pure_noise(Image.new("RGB", (40 + place, 30)), seed=100 * count + place).save(
                     tmp_path / f"raw/images/{split}{place}.jpg"
                 )
         (tmp_path / "raw" / f"{split}.txt").write_text("\n".join(lines))

@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 import train
+from training.planted_pictures import pure_noise
 
 SPACE = Path(__file__).resolve().parents[2] / "hub_scripts" / "space"
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -164,7 +165,7 @@ def visitor(browsers, page):
 @pytest.fixture
 def photo(tmp_path):
     path = tmp_path / "photo.jpg"
-    Image.effect_noise((300, 200), 80).convert("RGB").save(path)
+    pure_noise(Image.new("RGB", (300, 200))).save(path)
     return path
 
 

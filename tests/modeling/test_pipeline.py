@@ -29,7 +29,7 @@ FIELDS = ["entity_group", "score", "word", "start", "end", "relevance", "region"
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     saved_tiny_model(folder)
-    Image.effect_noise((90, 50), 90).convert("RGB").save(folder / "photo.png")
+    pure_noise(Image.new("RGB", (90, 50))).save(folder / "photo.png")
     return folder
 
 
@@ -40,7 +40,7 @@ def ner(folder):
 
 @pytest.fixture(scope="module")
 def posts(folder):
-    noise = Image.effect_noise((120, 80), 60).convert("RGB")
+    noise = pure_noise(Image.new("RGB", (120, 80)))
     return [
         "Jordan scores  again in Amazon park",
         {"text": "New York Knicks' game #NBA @joe", "image": str(folder / "photo.png")},

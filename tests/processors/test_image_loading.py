@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from processors import HamLearningImageProcessor, ImageError, load_image
+from training.planted_pictures import pure_noise
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -85,7 +86,7 @@ BROKEN = {
     "text": (b"<html><body>404</body></html>", "not a picture"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
     "truncated": (as_bytes(picture((600, 400)), "JPEG")[:2000], "is broken"),
-    "truncated png": (as_bytes(Image.effect_noise((200, 200), 50), "PNG")[:3000], "is broken"),
+    "truncated png": (as_bytes(pure_noise(Image.new("RGB", (200, 200))), "PNG")[:3000], "is broken"),
     "url": ("https://example.org/a.jpg", "not fetched"),
     "missing": ("/nowhere/a.jpg", "there is no file"),
     "number": (7, "not int"),

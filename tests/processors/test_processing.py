@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForObjectDetection, YolosConfig, YolosImageProcessor
 
 from processors import HamLearningImageProcessor, HamLearningProcessor
+from training.planted_pictures import pure_noise
 
 from ..tiny import FAMILIES, tiny_tokenizer
 
@@ -187,7 +188,7 @@ def test_object_detection(detector):
     config = {"name": "object-detection", "model": str(detector), "threshold": 0.0, "batch_size": 2, "max_regions": 4}
     processor = make_processor(region_config=config)
     assert processor._extract._detector is None, "the weights are loaded when first needed"
-    images = [Image.effect_noise((40 + 9 * place, 30), 80).convert("RGB") for place in range(3)]
+    images = [pure_noise(Image.new("RGB", (40 + 9 * place, 30)), seed=place) for place in range(3)]
     features = processor(text=["a", "b", "c", "d"], images=[images[0], None, *images[1:]])
     assert features["region_mask"].sum(1).tolist() == [4, 0, 4, 4]
     assert ((features["region_boxes"] >= 0) & (features["region_boxes"] <= 1)).all()
