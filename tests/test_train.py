@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -294,51 +293,6 @@ def test_rows_with_a_wrong_number_of_labels_are_named():
     rows = [{"id": "t17", "tokens": ["x"], "ner_tags": [0], "image": picture, "boxes": [[0, 0, 90, 9]]}]
     with pytest.raises(ValueError, match="post t17, field boxes, box 0"):
         collator(rows)
-
-
-def test_the_average_of_the_weights_takes_their_place_and_survives_a_resume(tmp_path):
-    steps = [
-        "--max_steps",
-        "4",
-        "--save_strategy",
-        "steps",
-        "--save_steps",
-        "2",
-        "--eval_strategy",
-        "no",
-        "--save_total_limit",
-        "9",
-    ]
-    run(tmp_path / "plain", *steps, "--save_steps", "1")
-    run(tmp_path / "ema", *steps, "--ema_decay", "0.75")
-    expected = weights(tmp_path / "plain" / "checkpoint-1")
-    for step in (2, 3, 4):
-        for name, weight in weights(tmp_path / "plain" / f"checkpoint-{step}").items():
-            if weight.is_floating_point() and "running" not in name:
-                expected[name] = 0.75 * expected[name] + 0.25 * weight
-    found = weights(tmp_path / "ema")
-    for name in ("classifier.weight", "crf.transitions", "model.image_side.narrow.weight"):
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6)
-        assert not torch.equal(found[name], weights(tmp_path / "ema" / "checkpoint-4")[name])
-    shutil.copytree(tmp_path / "ema" / "checkpoint-2", tmp_path / "from")
-    run(tmp_path / "again", *steps, "--ema_decay", "0.75", "--resume_from_checkpoint", str(tmp_path / "from"))
-    again = weights(tmp_path / "again")
-    assert all(torch.equal(weight, again[name]) for name, weight in found.items())
-
-
-def test_an_average_and_a_best_checkpoint_exclude_each_other(tmp_path):
-    with pytest.raises(ValueError, match="leave one out"):
-        run(
-            tmp_path,
-            "--ema_decay",
-            "0.9",
-            "--load_best_model_at_end",
-            "true",
-            "--eval_strategy",
-            "epoch",
-            "--save_strategy",
-            "epoch",
-        )
 
 
 def test_calibration_scales_the_scores_and_nothing_else(trained, tmp_path):

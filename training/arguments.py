@@ -87,12 +87,6 @@ class MnerTrainingArguments(TrainingArguments):
     vision_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the vision backbone; learning_rate if unset."}
     )
-    ema_decay: float | None = field(
-        default=None,
-        metadata={
-            "help": "End with a moving average of the weights that keeps this much of itself a step, say 0.997."
-        },
-    )
     calibrate: bool = field(
         default=False,
         metadata={
@@ -115,10 +109,6 @@ class MnerTrainingArguments(TrainingArguments):
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = True
         super().__post_init__()
-        if self.ema_decay is not None and self.load_best_model_at_end:
-            raise ValueError(
-                "ema_decay ends with the average of all steps, load_best_model_at_end with one: leave one out"
-            )
 
 
 # The `model_config` of the plain text tagger.

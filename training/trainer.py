@@ -16,7 +16,6 @@ from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from .averaging import WeightAverage
 from .checkpoints import PROCESSES, writing
 from .metric import MnerMetric
 
@@ -53,13 +52,6 @@ class MnerTrainer(Trainer):
     The text encoder trains at `learning_rate`, the vision encoder at `vision_learning_rate`, everything else at
     `head_learning_rate`. Evaluation predicts by the CRF's best path; a prediction is (B, W), −100 at padding.
     """
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.weight_average = None
-        if self.args.ema_decay is not None:
-            self.weight_average = WeightAverage(self.args.ema_decay)
-            self.add_callback(self.weight_average)
 
     def get_decay_parameter_names(self, model) -> list[str]:
         names = super().get_decay_parameter_names(model)
@@ -135,8 +127,6 @@ class MnerTrainer(Trainer):
         super()._save_rng_state(output_dir)
         if self.args.should_save:
             Path(output_dir, PROCESSES).write_text(json.dumps(self.args.world_size))
-            if self.weight_average is not None:
-                self.weight_average.save(output_dir)
         # The first process then writes the state, which says that the checkpoint is whole: the others' files belong to it.
         self.accelerator.wait_for_everyone()
 
