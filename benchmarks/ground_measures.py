@@ -20,6 +20,7 @@ from training.collator import MnerCollator
 from training.data import labels_of
 
 BATCH_SIZE, BINS, MIN_IOU = 32, 15, 0.5
+LEAST_SCORES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def relevance_auc(
@@ -74,20 +75,34 @@ def _iou(box: list[float], other: list[float]) -> float:
     return box_iou(torch.tensor([box]), torch.tensor([other])).item()
 
 
-def calibration(
+def scores_of_entities(
     model: HamLearningForTokenClassification, processor: HamLearningProcessor, rows: Dataset
 ) -> dict[str, Any]:
-    """Expected calibration error of the entities' scores in 15 equal bins, and what a reliability plot shows of each."""
-    scores, right = [], []
+    """How far the entities' scores are to be trusted: the calibration of those that are reported, and F1 as default seqeval
+    counts it by the least score (`min_entity_score`) that an entity of the best path is reported with."""
+    found, right, total = [], [], 0
     names = labels_of(rows)
+    least, model.config.min_entity_score = model.config.min_entity_score, 0.0
     for row, entities in zip(rows, _tagged(model, processor, rows), strict=True):
         starts = _starts(row["tokens"])
         ends = [start + len(word) for start, word in zip(starts, row["tokens"], strict=True)]
         gold = {(kind, starts[first], ends[last]) for kind, first, last in gold_entities(row, names)}
+        total += len(gold)
         for entity in entities:
-            scores.append(entity["score"])
+            found.append(entity["score"])
             right.append((entity["entity_group"], entity["start"], entity["end"]) in gold)
-    return expected_calibration_error(np.array(scores), np.array(right))
+    model.config.min_entity_score = least
+    scores, correct = np.array(found), np.array(right, dtype=bool)
+    reported = scores >= least
+    return {
+        "calibration": expected_calibration_error(scores[reported], correct[reported]),
+        "f1_by_min_score": {str(least): _f1(correct[scores >= least], total) for least in LEAST_SCORES},
+    }
+
+
+def _f1(correct: np.ndarray, total: int) -> float:
+    """Of entities that were found, right ones among them, and how many there are to find."""
+    return 2 * float(correct.sum()) / max(1, len(correct) + total)
 
 
 def expected_calibration_error(scores: np.ndarray, right: np.ndarray) -> dict[str, Any]:

@@ -86,6 +86,9 @@ def _measures(rows: Rows) -> list[str]:
             if measure == "relevance":
                 shown = ", ".join(f"{level} {spread([v[level] for v in values], 1, 3)}" for level in values[0])
                 lines.append(f"- {data}, {model}: AUC of relevance, own against swapped pictures: {shown}")
+            elif measure == "f1_by_min_score":
+                shown = ", ".join(f"{least} {spread([v[least] for v in values])}" for least in values[0])
+                lines.append(f"- {data}, {model}: F1 by the least score of an entity: {shown}")
             else:
                 name = {"calibration": "expected calibration error of the entities' score"}.get(measure, measure)
                 lines.append(f"- {data}, {model}: {name}: {spread(values, 1, 3)}")

@@ -138,6 +138,8 @@ def relevance_data(seed: int) -> Splits:
 
 
 REAL_TEXT = ("twitter2017", "twitter2015")
+# Picked on a third of twitter2015's train that the model had not seen: 70.3 F1 there for 69.7 of the best path.
+LIKELY = {"min_entity_score": 0.5}
 
 
 def text_rows(seed: int) -> Iterator[Row]:
@@ -152,8 +154,8 @@ def text_rows(seed: int) -> Iterator[Row]:
         "use_cpu": True,
     }
     ours = shared | {"head_learning_rate": 1e-3, "warmup_steps": 0.1, "weight_decay": 0.01}
-    alone = ours | {"model_config": NO_LEVELS}
-    with_images = ours | {"freeze_vision": True, "image_size": 160}
+    alone = ours | {"model_config": NO_LEVELS | LIKELY}
+    with_images = ours | {"model_config": LIKELY, "freeze_vision": True, "image_size": 160}
     for data in REAL_TEXT:
         yield Row("text", data, "plain recipe", seed, shared, rival="plain", pictures="none")
         yield Row("text", data, "text alone", seed, alone, pictures="none")

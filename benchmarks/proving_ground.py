@@ -19,7 +19,7 @@ from transformers.utils import logging
 from processors import HamLearningProcessor
 from training.collator import MnerCollator
 
-from .ground_measures import calibration, grounding, relevance_auc
+from .ground_measures import grounding, relevance_auc, scores_of_entities
 from .ground_report import write_report
 from .ground_rows import data_of, rows_of
 from .rows import Row, run_missing
@@ -57,7 +57,7 @@ def _measures(
     if row.section == "paintings" and levels and "own" in scored:
         measures["relevance"] = relevance_auc(model, collator, scored["own"], scored["swapped"])
     if row.section == "text":
-        measures["calibration"] = calibration(model, processor, scored["valid"])
+        measures |= scores_of_entities(model, processor, scored["valid"])
     return measures
 
 

@@ -33,6 +33,9 @@ class HamLearningConfig(PreTrainedConfig):
             Weight of an image-text matching loss (Li et al. 2021, ALBEF) in training: relevance is to tell a post's own
             picture from one of another post of the batch, at every level. 0 learns it from the tagging loss alone.
         use_crf (`bool`): Linear-chain CRF over words; a softmax per word, still decoded to legal BIO, if not.
+        min_entity_score (`float`):
+            An entity of the best path is left out if its probability is lower: at 0.5 what is reported is more likely right
+            than wrong. 0 leaves the best path as it is.
         num_iterations (`int`): Rounds N of the cross-modal Transformer pair.
         classifier_dropout (`float`): Dropout in front of the emission scores.
         initializer_range (`float`): Standard deviation of the initial weights outside the two encoders.
@@ -56,6 +59,7 @@ class HamLearningConfig(PreTrainedConfig):
     use_relevance: bool = True
     relevance_loss_weight: float = 0.0
     use_crf: bool = True
+    min_entity_score: float = 0.0
     num_iterations: int = 3
     classifier_dropout: float = 0.1
     initializer_range: float = 0.02
@@ -71,6 +75,8 @@ class HamLearningConfig(PreTrainedConfig):
             )
         if self.num_iterations < 1:
             raise ValueError(f"num_iterations must be at least 1, got {self.num_iterations}")
+        if not 0 <= self.min_entity_score < 1:
+            raise ValueError(f"min_entity_score is a probability below 1, got {self.min_entity_score}")
         if self.relevance_loss_weight < 0:
             raise ValueError(f"relevance_loss_weight must be 0 or more, got {self.relevance_loss_weight}")
         # Saving a model names only the class that is saved: a repo is to load as any of them, and as a pipeline.

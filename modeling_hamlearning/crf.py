@@ -107,8 +107,13 @@ class HamLearningCRF(nn.Module):
     def _advance(alpha: Tensor, transitions: Tensor, emissions: Tensor) -> Tensor:
         return torch.logsumexp(alpha[:, :, None] + transitions, dim=1) + emissions
 
-    def decode(self, emissions: Tensor, mask: Tensor) -> list[list[int]]:
-        """Best legal path of every post (Viterbi): label ids, as many as the post has words."""
+    def decode(self, emissions: Tensor, mask: Tensor, min_probability: float = 0.0) -> list[list[int]]:
+        """Best legal path of every post (Viterbi), less its entities of a lower probability: label ids, as many as the
+        post has words.
+
+        Raises:
+            ValueError: with a `min_probability`, no label of the model is `O`.
+        """
         batch_size, num_words, _ = emissions.shape
         if num_words == 0:
             return [[] for _ in range(batch_size)]
@@ -124,8 +129,34 @@ class HamLearningCRF(nn.Module):
         path = [(best + end).argmax(dim=1)]
         for source in reversed(pointers):
             path.append(source.gather(1, path[-1][:, None]).squeeze(1))
-        paths = torch.stack(path[::-1], dim=1).tolist()
-        return [labels[:length] for labels, length in zip(paths, mask.sum(1).tolist(), strict=True)]
+        paths = torch.stack(path[::-1], dim=1)
+        if min_probability > 0:
+            paths = self._without_unlikely(paths, emissions, mask, min_probability)
+        return [labels[:length] for labels, length in zip(paths.tolist(), mask.sum(1).tolist(), strict=True)]
+
+    def _without_unlikely(self, paths: Tensor, emissions: Tensor, mask: Tensor, min_probability: float) -> Tensor:
+        if "O" not in self.label_names:
+            raise ValueError(f"an unlikely entity becomes O, which the labels {self.label_names} lack")
+        spans = self.spans(paths, mask)
+        unlikely = spans[self.span_probabilities(emissions, mask, spans) < min_probability]
+        post, first, last = unlikely[:, :3].unbind(1)
+        # How many of them a word lies in: one more from its first word on, one less after its last.
+        steps = paths.new_zeros(len(paths), paths.shape[1] + 1)
+        steps.index_put_((post, first), steps.new_ones(()), accumulate=True)
+        steps.index_put_((post, last + 1), -steps.new_ones(()), accumulate=True)
+        return paths.masked_fill(steps.cumsum(1)[:, :-1] > 0, self.label_names.index("O"))
+
+    def spans(self, paths: Tensor, mask: Tensor) -> Tensor:
+        """Entities of legal paths (B, W), in the order of the text, as `span_probabilities` takes them: (n, 5)."""
+        labels = [_bio(label) for label in self.label_names]
+        begins, insides = (torch.tensor([p == wanted for p, _ in labels], device=paths.device) for wanted in "BI")
+        inside = [
+            labels.index(("I", kind)) if ("I", kind) in labels else place for place, (_, kind) in enumerate(labels)
+        ]
+        begin, goes_on = begins[paths] & mask, insides[paths] & mask
+        end = (begin | goes_on) & ~nn.functional.pad(goes_on, (0, 1))[:, 1:]
+        (post, first), last, label = begin.nonzero().unbind(1), end.nonzero()[:, 1], paths[begin]
+        return torch.stack([post, first, last, label, torch.tensor(inside, device=paths.device)[label]], dim=1)
 
     def _forward_backward(self, emissions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Forward and backward log-sums (B, W, L) and the log-partition (B,). `beta` leaves its own word out.

@@ -837,8 +837,8 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
 
     @torch.no_grad()
     def decode(self, outputs: HamLearningTokenClassifierOutput, word_mask: Tensor) -> list[list[int]]:
-        """The best legal label ids of every post, as many as it has words."""
-        return self.crf.decode(outputs.logits, word_mask.bool())
+        """The best legal label ids of every post, as many as it has words; O for entities below `min_entity_score`."""
+        return self.crf.decode(outputs.logits, word_mask.bool(), self.config.min_entity_score)
 
 
 def _load_exactly(module: nn.Module, weights: dict[str, Tensor], path: Path):

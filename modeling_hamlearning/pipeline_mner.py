@@ -226,30 +226,17 @@ class MnerPipeline(Pipeline):
             feature_maps[features["has_image"]] = found
             features = features | {"vision_features": feature_maps}
         outputs = self.model(**features, return_dict=True)
-        paths = self.model.decode(outputs, features["word_mask"])
-        spans = [(place, *span) for place, path in enumerate(paths) for span in self._spans(path)]
-        index = torch.tensor(spans, dtype=torch.long, device=outputs.logits.device).reshape(-1, 5)
-        scores = self.model.crf.span_probabilities(outputs.logits, features["word_mask"], index)
+        crf, mask = self.model.crf, features["word_mask"]
+        paths = torch.zeros_like(mask, dtype=torch.long)
+        labels = [label for path in self.model.decode(outputs, mask) for label in path]
+        paths[mask] = torch.tensor(labels, dtype=torch.long, device=mask.device)
+        spans = crf.spans(paths, mask)
         return batch | {
-            "spans": spans,
-            "scores": scores,
+            "spans": spans.tolist(),
+            "scores": crf.span_probabilities(outputs.logits, mask, spans),
             "relevance": outputs.relevance.float(),
             "attention": outputs.word_region_attention.float(),
         }
-
-    def _spans(self, path: list[int]) -> Iterator[tuple[int, int, int, int]]:
-        """First and last word of every entity in a legal path, with the labels of its first and of its inside words."""
-        labels, ids = self.model.config.id2label, self.model.config.label2id
-        first = 0
-        while first < len(path):
-            prefix, _, kind = labels[path[first]].partition("-")
-            last = first
-            if prefix == "B" and kind:
-                inside = ids.get(f"I-{kind}", path[first])
-                while inside != path[first] and last + 1 < len(path) and path[last + 1] == inside:
-                    last += 1
-                yield first, last, path[first], inside
-            first = last + 1
 
     def postprocess(
         self, tagged: dict[str, Any], return_attention: bool = False, return_relevance: bool = False

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import random
 
 import numpy as np
 import pytest
 import timm
 import torch
+from datasets import ClassLabel, Dataset, Features, List, Value
 from safetensors.torch import save_file
+from seqeval.metrics import f1_score
+from seqeval.metrics.sequence_labeling import get_entities
 from transformers import BertConfig, BertForTokenClassification
 
 from benchmarks import proving_ground, rows
-from benchmarks.ground_measures import expected_calibration_error
+from benchmarks.ground_measures import expected_calibration_error, scores_of_entities
 from benchmarks.ground_rows import another_posts, rows_of
 from benchmarks.real_weights import VISION_BACKBONE
 from benchmarks.rivals import PlainTagger
+from modeling_hamlearning import HamLearningForTokenClassification
+from processors import HamLearningProcessor
+
+from ..modeling.tiny_model import LABELS, saved_tiny_model
 
 
 @pytest.fixture
@@ -82,3 +90,31 @@ def test_the_plain_recipe_is_token_classification_on_first_sub_tokens():
     assert PlainTagger(tagger).decode(ours, labels >= 0) == [
         theirs.logits[0, [1, 3, 4]].argmax(-1).tolist(), theirs.logits[1, [1, 2]].argmax(-1).tolist()
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("least", [0.0, 0.5])
+def test_the_scores_of_entities_say_what_decoding_gives(least, tmp_path):
+    model = HamLearningForTokenClassification.from_pretrained(saved_tiny_model(tmp_path)).eval()
+    processor = HamLearningProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    model.config.min_entity_score = least
+    generator = random.Random(0)
+    words = "Jordan scores again in Amazon park New York Knicks game a person with a trophy".split()
+    posts = [generator.choices(words, k=9) for _ in range(60)]
+    # Half of the tags are the model's own, so that some of its entities are right.
+    features = processor(text=posts, is_split_into_words=True)
+    with torch.no_grad():
+        outputs = model(**features)
+    guesses = [[label if generator.random() < 0.9 else 0 for label in path]
+               for path in model.crf.decode(outputs.logits, features["word_mask"])]  # fmt: skip
+    tags = model.crf.repair(torch.tensor(guesses), features["word_mask"]).tolist()
+    rows = Dataset.from_dict(
+        {"tokens": posts, "ner_tags": tags, "image": [None] * 60},
+        features=Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=LABELS)),
+                           "image": Value("string")}),
+    )  # fmt: skip
+    found = scores_of_entities(model, processor, rows)
+    names = [[[LABELS[tag] for tag in of_post] for of_post in of_all]
+             for of_all in (tags, model.decode(outputs, features["word_mask"]))]  # fmt: skip
+    assert found["f1_by_min_score"][str(least)] == pytest.approx(f1_score(*names))
+    assert sum(of_bin["count"] for of_bin in found["calibration"]["bins"]) == len(get_entities(names[1]))
+    assert model.config.min_entity_score == least and 0.2 < f1_score(*names) < 1

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from seqeval.metrics.sequence_labeling import get_entities
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -116,6 +117,52 @@ def test_span_probability_equals_enumeration(learned):
             padded_mask = torch.cat([mask, torch.zeros(1, 3, dtype=torch.bool)], dim=1)
             assert crf.span_probabilities(emissions, mask, spans).item() == pytest.approx(expected, abs=1e-5)
             assert crf.span_probabilities(padded, padded_mask, spans).item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("labels", [LABELS, ["I-X", "B-Y", "O", "B-X"]])
+def test_the_spans_of_paths_are_their_entities(labels):
+    crf = make_crf(labels)
+    emissions = make_emissions(200, 7, len(labels))
+    mask = torch.arange(7) < (torch.arange(200) % 8)[:, None]
+    paths = torch.ones(200, 7, dtype=torch.long)  # begin labels at padding as well, where it must not count
+    expected = []
+    for post, path in enumerate(crf.decode(emissions, mask)):
+        paths[post, : len(path)] = torch.tensor(path, dtype=torch.long)
+        for kind, first, last in get_entities([labels[label] for label in path]):
+            begin = labels.index(f"B-{kind}")
+            inside = labels.index(f"I-{kind}") if f"I-{kind}" in labels else begin
+            expected.append([post, first, last, begin, inside])
+    assert crf.spans(paths, mask).tolist() == expected and len(expected) > 200
+    assert crf.spans(paths[:, :0], mask[:, :0]).tolist() == []
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_entities_of_a_low_probability_are_left_out(learned):
+    crf = make_crf(LABELS, learned=learned, scale=1.0)
+    emissions = make_emissions(60, 6, 5, scale=1.5)
+    mask = torch.arange(6) < (torch.arange(60) % 7)[:, None]
+    plain, kept = crf.decode(emissions, mask), crf.decode(emissions, mask, min_probability=0.4)
+    dropped = 0
+    for post, (path, found) in enumerate(zip(plain, kept, strict=True)):
+        expected = list(path)
+        scores = enumerate_paths(crf, emissions[post, : len(path)]) if path else {}
+        total = torch.logsumexp(torch.tensor(list(scores.values()), dtype=torch.double), 0)
+        for kind, first, last in get_entities([LABELS[label] for label in path]):
+            inside = LABELS.index(f"I-{kind}")
+            span = tuple(path[first : last + 1])
+            share = sum(
+                (score - total).exp().item()
+                for other, score in scores.items()
+                if other[first : last + 1] == span and other[last + 1 : last + 2] != (inside,)
+            )
+            assert abs(share - 0.4) > 1e-4, "too near to tell: choose another seed"
+            if share < 0.4:
+                expected[first : last + 1] = [0] * (last + 1 - first)
+                dropped += 1
+        assert found == expected
+    assert 8 < dropped < sum(len(get_entities([LABELS[label] for label in path])) for path in plain) - 8
+    with pytest.raises(ValueError, match="becomes O, which the labels"):
+        make_crf(["B-X", "I-X"]).decode(emissions[..., :2], mask, min_probability=0.4)
 
 
 @pytest.mark.parametrize("learned", [True, False])

@@ -176,6 +176,16 @@ def test_the_score_is_the_spans_probability(ner, posts):
         assert entity["score"] == pytest.approx(share, abs=1e-4)
 
 
+def test_entities_below_the_least_score_are_left_out(ner, posts, monkeypatch):
+    plain = ner(posts)
+    scores = sorted(entity["score"] for entities in plain for entity in entities)
+    least = (scores[len(scores) // 2 - 1] + scores[len(scores) // 2]) / 2
+    monkeypatch.setattr(ner.model.config, "min_entity_score", least)
+    kept = ner(posts)
+    close(kept, [[entity for entity in entities if entity["score"] >= least] for entities in plain])
+    assert 0 < sum(map(len, kept)) < len(scores)
+
+
 def test_attention_when_asked(ner, posts):
     (entities,) = ner([posts[1]], return_attention=True)
     for entity in entities:
