@@ -43,7 +43,7 @@ def write_report(results: Path):
             lines += ["", f"## {heading}", "", *_table(section, sections[section]), *_measures(sections[section])]
     lines += ["", provenance(rows), ""]
     (results / "table.md").write_text("\n".join(lines))
-    _plot_reliability(sections.get("text", {}), results / "reliability.png")
+    _plot_scores(sections.get("text", {}), results / "scores.png")
     plot_curves(sections.get("paintings", {}), results / "curves.png")
 
 
@@ -95,20 +95,27 @@ def _measures(rows: Rows) -> list[str]:
     return ["", *lines] if lines else []
 
 
-def _plot_reliability(rows: Rows, path: Path):
+def _plot_scores(rows: Rows, path: Path):
+    """Whether entities are as often right as their score says, and what F1 is left when those of a low score are not reported."""
     shown = {key: of_seeds for key, of_seeds in rows.items() if "calibration" in of_seeds[0]["measures"]}
     if not shown:
         return
-    figure, axes = plt.subplots(figsize=(4.6, 4.2), layout="constrained")
-    axes.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=1)
-    for color, ((data, model), of_seeds) in zip(COLORS, shown.items(), strict=False):
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    left.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=1)
+    for index, ((data, model), of_seeds) in enumerate(shown.items()):
+        color = COLORS[index % len(COLORS)]
         bins = [of_bin for row in of_seeds for of_bin in row["measures"]["calibration"]["bins"]]
         sizes = [4 + of_bin["count"] / 8 for of_bin in bins]
         points = [of_bin["score"] for of_bin in bins], [of_bin["right"] for of_bin in bins]
-        axes.scatter(*points, s=sizes, color=color, alpha=0.6, linewidths=0, label=f"{data}, {model}")
-    axes.set(xlabel="score of the entity", ylabel="share that is right", title="Calibration on validation text")
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
-    axes.spines[["top", "right"]].set_visible(False)
+        left.scatter(*points, s=sizes, color=color, alpha=0.6, linewidths=0, label=f"{data}, {model}")
+        by_least = [row["measures"]["f1_by_min_score"] for row in of_seeds]
+        f1 = [statistics.fmean(of_seed[least] for of_seed in by_least) for least in by_least[0]]
+        right.plot([float(least) for least in by_least[0]], f1, color=color, marker=".")
+    left.set(xlabel="score of the entity", ylabel="share that is right", title="Calibration on validation text")
+    right.set(xlabel="least score that is reported", ylabel="F1", title="Validation")
+    left.legend(frameon=False, fontsize=8, loc="upper left")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
