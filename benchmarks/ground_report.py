@@ -22,6 +22,15 @@ HEADINGS = {
     "text": "Real text without photos of its own (real text)",
     "paintings": "Real text with real photos (paintings)",
 }
+EXPLANATIONS = {
+    "levels": "Every set's own level alone tells an entity's type. Grounding: how many of the entities that one region decides "
+    "report that region (IoU of 0.5 or more).",
+    "relevance": "Half of the posts show another post's picture; the noises stand in place of posts' own pictures.",
+    "text": "MiniLM, six epochs, batches of 16 in every row. On the other set Twitter2015's type OTHER is read as MISC. The "
+    "plain recipe is Hugging Face's token classification; a rate beside it is a learning rate other than 1e-4. Ours reports "
+    "entities from a score of 0.6 on, calibrated (on a tenth of train, which is not trained on) from 0.5 on.",
+    "paintings": "A character encoder from scratch, EfficientNet-Lite0 frozen unless said otherwise.",
+}
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#56B4E9")
 Rows = dict[tuple[str, str], list[dict[str, Any]]]
 
@@ -40,7 +49,8 @@ def write_report(results: Path):
     ]
     for section, heading in HEADINGS.items():
         if section in sections:
-            lines += ["", f"## {heading}", "", *_table(section, sections[section]), *_measures(sections[section])]
+            lines += ["", f"## {heading}", "", EXPLANATIONS[section], ""]
+            lines += [*_table(section, sections[section]), *_measures(sections[section])]
     lines += ["", provenance(rows), ""]
     (results / "table.md").write_text("\n".join(lines))
     _plot_scores(sections.get("text", {}), results / "scores.png")
