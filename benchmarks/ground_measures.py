@@ -96,7 +96,7 @@ def scores_of_entities(
     reported = scores >= least
     return {
         "calibration": expected_calibration_error(scores[reported], correct[reported]),
-        "f1_by_min_score": {str(least): _f1(correct[scores >= least], total) for least in LEAST_SCORES},
+        "f1_by_min_score": {str(other): _f1(correct[scores >= other], total) for other in LEAST_SCORES},
     }
 
 

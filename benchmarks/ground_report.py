@@ -7,14 +7,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from training.curves import plt, save_figure
+from training.planted import planted_ceiling
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first: there may be no screen)
-
-from training.planted import planted_ceiling  # noqa: E402
-
-from .rows import read_rows  # noqa: E402
+from .rows import read_rows
 
 HEADINGS = {
     "levels": "Planted levels (planted)",
@@ -124,10 +120,7 @@ def _plot_scores(rows: Rows, path: Path):
     left.set(xlabel="score of the entity", ylabel="share that is right", title="Calibration on validation text")
     right.set(xlabel="least score that is reported", ylabel="F1", title="Validation")
     left.legend(frameon=False, fontsize=8, loc="upper left")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def plot_curves(rows: Rows, path: Path):
@@ -155,7 +148,4 @@ def plot_curves(rows: Rows, path: Path):
     left.set(xlabel="epoch", ylabel="loss a word", title="Training loss", yscale="log")
     right.set(xlabel="epoch", ylabel="F1", title="Validation")
     right.legend(frameon=False, fontsize=7)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path)

@@ -156,12 +156,12 @@ def text_rows(seed: int) -> Iterator[Row]:
     }
     ours = shared | {"head_learning_rate": 1e-3, "warmup_steps": 0.1, "weight_decay": 0.01}
     alone = ours | {"model_config": NO_LEVELS | LIKELY}
+    calibrated = ours | {"model_config": NO_LEVELS | LIKELY_CALIBRATED}
     with_images = ours | {"model_config": LIKELY, "freeze_vision": True, "image_size": 160}
     for data in REAL_TEXT:
         yield Row("text", data, "plain recipe", seed, shared, rival="plain", pictures="none")
         yield Row("text", data, "text alone", seed, alone, pictures="none")
         yield Row("text", data, "unrelated images", seed, with_images, pictures="unrelated")
-        calibrated = ours | {"model_config": NO_LEVELS | LIKELY_CALIBRATED}
         yield Row("text", data, "text alone, calibrated", seed, calibrated, pictures="none", calibrated=True)
     if seed == 0:
         # The plain recipe is given the best of three learning rates.

@@ -32,6 +32,13 @@ def bio_constraints(label_names: list[str]) -> dict[str, Tensor]:
     }
 
 
+def padded_paths(paths: list[list[int]], mask: Tensor, padding: int = 0) -> Tensor:
+    """The posts' paths, as `decode` gives them, as one tensor like their mask (B, W)."""
+    padded = torch.full(mask.shape, padding, device=mask.device)
+    padded[mask] = torch.tensor([label for path in paths for label in path], dtype=torch.long, device=mask.device)
+    return padded
+
+
 class HamLearningCRF(nn.Module):
     """CRF whose sums are taken in fp32 whatever the precision of the model around it.
 

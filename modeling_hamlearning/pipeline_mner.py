@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import Pipeline
 
 from .configuration_hamlearning import LEVELS
+from .crf import padded_paths
 from .drawing import draw, draw_html
 
 OPTIONS = ("return_attention", "return_relevance")
@@ -227,10 +228,7 @@ class MnerPipeline(Pipeline):
             features = features | {"vision_features": feature_maps}
         outputs = self.model(**features, return_dict=True)
         crf, mask = self.model.crf, features["word_mask"]
-        paths = torch.zeros_like(mask, dtype=torch.long)
-        labels = [label for path in self.model.decode(outputs, mask) for label in path]
-        paths[mask] = torch.tensor(labels, dtype=torch.long, device=mask.device)
-        spans = crf.spans(paths, mask)
+        spans = crf.spans(padded_paths(self.model.decode(outputs, mask), mask), mask)
         return batch | {
             "spans": spans.tolist(),
             "scores": crf.span_probabilities(outputs.logits, mask, spans),

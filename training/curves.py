@@ -9,6 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first: there may be no screen)
+from matplotlib.figure import Figure  # noqa: E402
 
 
 def plot_curves(log_history: list[dict[str, Any]], path: str | Path) -> Path:
@@ -29,8 +30,13 @@ def plot_curves(log_history: list[dict[str, Any]], path: str | Path) -> Path:
         left.legend(frameon=False)
     left.set(xlabel="epoch", ylabel="loss a word", title="Loss")
     right.set(xlabel="epoch", ylabel="F1", title="Validation")
-    for axes in (left, right):
+    save_figure(figure, path)
+    return Path(path)
+
+
+def save_figure(figure: Figure, path: str | Path):
+    """Write a figure, its axes without the lines at the top and the right."""
+    for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
-    return Path(path)

@@ -16,6 +16,8 @@ from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from modeling_hamlearning.crf import padded_paths
+
 from .checkpoints import PROCESSES, writing
 from .metric import MnerMetric
 
@@ -166,11 +168,7 @@ class MnerTrainer(Trainer):
             return loss, None, None
         word_mask = inputs["word_mask"]
         paths = self.accelerator.unwrap_model(model).decode(outputs, word_mask)
-        predictions = torch.full(word_mask.shape, -100, device=word_mask.device)
-        predictions[word_mask] = torch.tensor(
-            [label for path in paths for label in path], dtype=torch.long, device=word_mask.device
-        )
-        return loss, predictions, labels
+        return loss, padded_paths(paths, word_mask, padding=-100), labels
 
 
 class MnerScores:

@@ -100,7 +100,7 @@ def test_the_scores_of_entities_say_what_decoding_gives(least, tmp_path):
     generator = random.Random(0)
     words = "Jordan scores again in Amazon park New York Knicks game a person with a trophy".split()
     posts = [generator.choices(words, k=9) for _ in range(60)]
-    # Half of the tags are the model's own, so that some of its entities are right.
+    # Nine tags in ten are those of the model's best path, so that most of its entities are right.
     features = processor(text=posts, is_split_into_words=True)
     with torch.no_grad():
         outputs = model(**features)

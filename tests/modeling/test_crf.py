@@ -96,21 +96,26 @@ def test_partition_score_path_and_marginals_equal_enumeration(labels, num_words,
                 )
 
 
+def probability_of_span(scores: dict[tuple[int, ...], float], first: int, span: list[int], inside: int) -> float:
+    """Share of the enumerated paths that have just this entity from that word on."""
+    after = first + len(span)
+    total = torch.logsumexp(torch.tensor(list(scores.values()), dtype=torch.double), 0)
+    return sum(
+        (score - total).exp().item()
+        for path, score in scores.items()
+        if list(path[first:after]) == span and path[after : after + 1] != (inside,)
+    )
+
+
 @pytest.mark.parametrize("learned", [True, False])
 def test_span_probability_equals_enumeration(learned):
     crf = make_crf(LABELS, learned=learned)
     emissions = make_emissions(1, 4, 5)
     mask = torch.ones(1, 4, dtype=torch.bool)
     scores = enumerate_paths(crf, emissions[0])
-    total = torch.logsumexp(torch.tensor(list(scores.values())), 0)
     for first, last in itertools.combinations_with_replacement(range(4), 2):
         for begin, inside in ((1, 2), (3, 4)):
-            span = [begin] + [inside] * (last - first)
-            expected = sum(
-                (torch.tensor(score) - total).exp().item()
-                for path, score in scores.items()
-                if list(path[first : last + 1]) == span and path[last + 1 : last + 2] != (inside,)
-            )
+            expected = probability_of_span(scores, first, [begin] + [inside] * (last - first), inside)
             spans = torch.tensor([[0, first, last, begin, inside]])
             # The post is longer than it looks: padding must not enter the span's end.
             padded = torch.cat([emissions, torch.full((1, 3, 5), 50.0)], dim=1)
@@ -146,15 +151,8 @@ def test_entities_of_a_low_probability_are_left_out(learned):
     for post, (path, found) in enumerate(zip(plain, kept, strict=True)):
         expected = list(path)
         scores = enumerate_paths(crf, emissions[post, : len(path)]) if path else {}
-        total = torch.logsumexp(torch.tensor(list(scores.values()), dtype=torch.double), 0)
         for kind, first, last in get_entities([LABELS[label] for label in path]):
-            inside = LABELS.index(f"I-{kind}")
-            span = tuple(path[first : last + 1])
-            share = sum(
-                (score - total).exp().item()
-                for other, score in scores.items()
-                if other[first : last + 1] == span and other[last + 1 : last + 2] != (inside,)
-            )
+            share = probability_of_span(scores, first, path[first : last + 1], LABELS.index(f"I-{kind}"))
             assert abs(share - 0.4) > 1e-4, "too near to tell: choose another seed"
             if share < 0.4:
                 expected[first : last + 1] = [0] * (last + 1 - first)
