@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from PIL import Image
+from scipy.stats import binom
 from seqeval.metrics.sequence_labeling import get_entities
 from sklearn.metrics import roc_auc_score
 from torchvision.ops import box_iou
@@ -119,6 +120,17 @@ def expected_calibration_error(scores: np.ndarray, right: np.ndarray) -> dict[st
     ]
     error = sum(abs(of_bin["score"] - of_bin["right"]) * of_bin["count"] for of_bin in bins) / max(1, len(scores))
     return {"ece": error, "bins": bins}
+
+
+def calibration_error_by_chance(bins: list[dict[str, Any]]) -> float:
+    """What `expected_calibration_error` would be on average if every score were exact: so few entities never come out at
+    just their probability. Of a bin's entities as if each had the bin's mean score."""
+    away = 0.0
+    for of_bin in bins:
+        right = np.arange(of_bin["count"] + 1)
+        chance = binom.pmf(right, of_bin["count"], of_bin["score"])
+        away += float((chance * abs(right - of_bin["count"] * of_bin["score"])).sum())
+    return away / max(1, sum(of_bin["count"] for of_bin in bins))
 
 
 def gold_entities(row: dict, names: list[str]) -> list[tuple[str, int, int]]:

@@ -10,6 +10,7 @@ from typing import Any
 from training.curves import plt, save_figure
 from training.planted import planted_ceiling
 
+from .ground_measures import calibration_error_by_chance
 from .rows import read_rows
 
 HEADINGS = {
@@ -88,16 +89,20 @@ def _measures(rows: Rows) -> list[str]:
         for measure in sorted(of_seeds[0]["measures"]):
             values = [row["measures"][measure] for row in of_seeds]
             if measure == "calibration":
-                values = [value["ece"] for value in values]
-            if measure == "relevance":
+                exact = statistics.fmean(calibration_error_by_chance(value["bins"]) for value in values)
+                error = spread([value["ece"] for value in values], 1, 3)
+                lines.append(
+                    f"- {data}, {model}: expected calibration error of the entities' score: {error}; "
+                    f"exact scores would have {exact:.3f}"
+                )
+            elif measure == "relevance":
                 shown = ", ".join(f"{level} {spread([v[level] for v in values], 1, 3)}" for level in values[0])
                 lines.append(f"- {data}, {model}: AUC of relevance, own against swapped pictures: {shown}")
             elif measure == "f1_by_min_score":
                 shown = ", ".join(f"{least} {spread([v[least] for v in values])}" for least in values[0])
                 lines.append(f"- {data}, {model}: F1 by the least score of an entity: {shown}")
             else:
-                name = {"calibration": "expected calibration error of the entities' score"}.get(measure, measure)
-                lines.append(f"- {data}, {model}: {name}: {spread(values, 1, 3)}")
+                lines.append(f"- {data}, {model}: {measure}: {spread(values, 1, 3)}")
     return ["", *lines] if lines else []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 
@@ -16,7 +17,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from transformers import BertConfig, BertForTokenClassification
 
 from benchmarks import proving_ground, rows
-from benchmarks.ground_measures import expected_calibration_error, scores_of_entities
+from benchmarks.ground_measures import calibration_error_by_chance, expected_calibration_error, scores_of_entities
 from benchmarks.ground_rows import another_posts, rows_of
 from benchmarks.real_weights import VISION_BACKBONE
 from benchmarks.rivals import PlainTagger
@@ -71,6 +72,11 @@ def test_calibration_error_by_hand():
     found = expected_calibration_error(np.array([0.9, 0.9, 0.9, 0.2]), np.array([True, True, False, True]))
     assert found["ece"] == pytest.approx((3 * abs(0.9 - 2 / 3) + abs(0.2 - 1)) / 4)
     assert [of_bin["count"] for of_bin in found["bins"]] == [1, 3]
+    # Exact scores, by every way it can come out: one entity at 0.2 and three at 0.9.
+    away = 0.8 * abs(0 - 0.2) + 0.2 * abs(1 - 0.2)
+    for right in itertools.product([0, 1], repeat=3):
+        away += 0.9 ** sum(right) * 0.1 ** (3 - sum(right)) * abs(sum(right) - 3 * 0.9)
+    assert calibration_error_by_chance(found["bins"]) == pytest.approx(away / 4)
 
 
 def test_the_plain_recipe_is_token_classification_on_first_sub_tokens():
