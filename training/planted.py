@@ -7,7 +7,7 @@ only the picture (or, in posts without one, a cue word) tells it.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 from datasets import Dataset, DatasetDict, Features, List, Value
@@ -170,14 +170,20 @@ def _spatial(generator: random.Random) -> Post:
     return Post(*_one(generator, kind), "wall", things, [0])
 
 
-def _alignment(generator: random.Random) -> Post:
-    """Two names of two types, a thing of each: only the words "left" and "right" say which is whose."""
+def _by_side(generator: random.Random) -> tuple[list[str], list[str], list[tuple[str, str]]]:
+    """Words and labels of two names of two types behind the words "left" and "right", and each name's type and side."""
     kinds = generator.sample(TYPES, 2)
     sides = generator.sample(("left", "right"), 2)
     template = f"{sides[0]} {{a}} , {sides[1]} {{b}}"
     tokens, labels = _write(generator, template, list(zip(generator.sample(NAMES, 2), kinds, strict=True)))
+    return tokens, labels, list(zip(kinds, sides, strict=True))
+
+
+def _alignment(generator: random.Random) -> Post:
+    """Two names of two types, a thing of each: only the words "left" and "right" say which is whose."""
+    tokens, labels, named = _by_side(generator)
     spans = {"left": (0.0, 0.48), "right": (0.52, 1.0)}
-    things = [_thing(generator, kind, *spans[side]) for kind, side in zip(kinds, sides, strict=True)]
+    things = [_thing(generator, kind, *spans[side]) for kind, side in named]
     return Post(tokens, labels, "wall", things, [0, 1])
 
 
@@ -192,44 +198,24 @@ def _figure1b(generator: random.Random) -> Post:
     return Post(tokens, labels, "wall", [_thing(generator, shown)], [-1, 0] if first else [0, -1])
 
 
-def _by_color(generator: random.Random, thing: Callable[[str, str, float], list[Thing]]) -> Post:
-    """Two names of two types behind a colour word each; `thing` makes what stands for a type and a colour, at that x."""
-    kinds, colors = generator.sample(TYPES, 2), generator.sample(COLORS, 2)
-    template = f"{colors[0]} {{a}} , {colors[1]} {{b}}"
-    tokens, labels = _write(generator, template, list(zip(generator.sample(NAMES, 2), kinds, strict=True)))
-    sides = generator.sample((0.08, 0.64), 2)
-    first, second = (thing(*of_name) for of_name in zip(kinds, colors, sides, strict=True))
-    return Post(tokens, labels, "wall", first + second, [0, len(first)])
-
-
-def _one_hop(generator: random.Random) -> Post:
-    """A colour word leads to the thing whose label has it, and that thing tells."""
-
-    def thing(kind: str, color: str, x: float) -> list[Thing]:
-        drawn = generator.choice(KINDS_OF_TYPE[kind])
-        return [Thing(drawn, f"{color} {drawn}", _box(x, generator.choice((0.15, 0.4)), 0.26, 0.45))]
-
-    return _by_color(generator, thing)
-
-
 def _iterations(generator: random.Random) -> Post:
-    """Two hops: a colour word leads to the ball whose label has it, and what lies below or above that ball tells. The
-    balls look alike: what a region means leads to a place, and only what lies at that place to the type."""
-
-    def thing(kind: str, color: str, x: float) -> list[Thing]:
-        ball_y, thing_y = generator.choice(((0.08, 0.4), (0.72, 0.15)))
-        drawn = generator.choice(KINDS_OF_TYPE[kind])
-        ball = Thing("ball", f"{color} ball", _box(x + 0.05, ball_y, 0.16, 0.2), color=GREY)
-        return [Thing(drawn, drawn, _box(x, thing_y, 0.26, 0.45)), ball]
-
-    return _by_color(generator, thing)
+    """Two hops: "left" or "right" leads to the ball on that side, and the thing level with that ball tells. Both things
+    stand in the middle, one high and one low, whichever side is whose."""
+    tokens, labels, named = _by_side(generator)
+    things = []
+    for (kind, side), height in zip(named, generator.sample((0.06, 0.62), 2), strict=True):
+        ball_x = {"left": 0.04, "right": 0.8}[side] + generator.uniform(-0.02, 0.02)
+        y = height + generator.uniform(-0.02, 0.02)
+        thing = generator.choice(KINDS_OF_TYPE[kind])
+        things.append(Thing(thing, "thing", _box(generator.uniform(0.34, 0.42), y, 0.26, 0.32)))
+        things.append(Thing("ball", "ball", _box(ball_x, y + 0.06, 0.16, 0.2), color=GREY))
+    return Post(tokens, labels, "wall", things, [0, 2])
 
 
 SCENE_WORDS = {
     "field": "on this pitch", "valley": "in these hills", "hall": "in this hall", "stage": "on stage",
 }  # fmt: skip
 GREY = (90, 90, 90)
-COLORS = ("red", "blue", "green", "black")
 SEEN_WORDS = {
     "PER": ("woman", "boy", "player"), "LOC": ("bridge", "beach", "river"),
     "ORG": ("office", "factory", "bank"), "MISC": ("guitar", "trophy", "album"),
@@ -255,7 +241,6 @@ LEVELS = {
     "alignment": _alignment,
     "figure1b": _figure1b,
     "iterations": _iterations,
-    "one-hop": _one_hop,
 }
 
 
@@ -270,7 +255,7 @@ def planted_ceiling(level: str = "demo") -> float:
     - demo: of 0.45 + 2 · 0.25 + 0.15 entities a post, those of the third kind are told by words, the others are a
       guess among four without the picture;
     - global, object, semantic, semantic-unseen, spatial: a guess among four;
-    - alignment, iterations, one-hop: the picture shows two types, and which is whose is a guess among two (text alone: 1/4);
+    - alignment, iterations: the picture shows two types, and which is whose is a guess among two (text alone: 1/4);
     - figure1b: one of two names is told by words, the other a guess among four: (1 + 1/4) / 2.
     """
     _check(level)
@@ -281,7 +266,6 @@ def planted_ceiling(level: str = "demo") -> float:
         "demo": demo,
         "alignment": 1 / 2,
         "iterations": 1 / 2,
-        "one-hop": 1 / 2,
         "figure1b": (1 + 1 / len(TYPES)) / 2,
     }
     return others.get(level, 1 / len(TYPES))
