@@ -57,7 +57,6 @@ WITHOUT = {
     "figure1b": {},
     "iterations": {
         "one round": {"num_iterations": 1},
-        "without relations": {"use_spatial": False},
         "without relations, one round": {"use_spatial": False, "num_iterations": 1},
     },
 }
