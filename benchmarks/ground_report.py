@@ -153,5 +153,5 @@ def plot_curves(rows: Rows, path: Path):
             )
     left.set(xlabel="epoch", ylabel="loss a word", title="Training loss", yscale="log")
     right.set(xlabel="epoch", ylabel="F1", title="Validation")
-    right.legend(frameon=False, fontsize=7)
+    right.legend(frameon=False, fontsize=7, handlelength=3.5)
     save_figure(figure, path)
