@@ -76,13 +76,16 @@ class HamLearningCRF(nn.Module):
         legal = torch.cat([self.start_constraint[labels[:, :1]], follows], dim=1) == 0
         return torch.where(legal, labels, self.begin.long()[labels])
 
-    def forward(self, emissions: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        """Negative log-likelihood of the labels, (B,). A word labelled −100 is skipped: its neighbours are linked."""
+    def labelled_words(self, emissions: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Emissions, legal labels and mask of the posts without their words labelled −100, whose neighbours are linked."""
         known = mask & (labels >= 0)
         order = torch.argsort(~known, dim=1, stable=True)
         labels, known = labels.gather(1, order), known.gather(1, order)
-        emissions = emissions.gather(1, order[..., None].expand_as(emissions))
-        labels = self.repair(labels, known)
+        return emissions.gather(1, order[..., None].expand_as(emissions)), self.repair(labels, known), known
+
+    def forward(self, emissions: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        """Negative log-likelihood of the labels, (B,), over the words that have one."""
+        emissions, labels, known = self.labelled_words(emissions, labels, mask)
         if not self.learned:
             nll = nn.functional.cross_entropy(emissions.float().transpose(1, 2), labels, reduction="none")
             return (nll * known).sum(1)

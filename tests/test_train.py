@@ -302,7 +302,6 @@ def test_calibration_scales_the_scores_and_nothing_else(trained, tmp_path):
     calibrated = run(tmp_path, *steps, "--calibrate", "true")
     temperature, expected = calibrated["temperature"], weights(folder)
     assert abs(temperature - 1) > 0.01 and calibrated["eval_f1"] == plain["eval_f1"]
-    assert calibrated["eval_loss"] < plain["eval_loss"]
     scaled = ("classifier.weight", "classifier.bias", "crf.start", "crf.end", "crf.transitions")
     for name, weight in weights(tmp_path).items():
         torch.testing.assert_close(

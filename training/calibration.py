@@ -10,18 +10,21 @@ import torch
 from datasets import Dataset
 from scipy.optimize import minimize_scalar
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import Trainer
 
-from modeling_hamlearning import HamLearningCRF, HamLearningForTokenClassification
+from modeling_hamlearning import HamLearningForTokenClassification
+from modeling_hamlearning.crf import padded_paths
 
 COLDEST, HOTTEST = 0.05, 20.0
 
 
 @torch.no_grad()
 def fit_temperature(model: HamLearningForTokenClassification, batches: Iterable[dict[str, Tensor]]) -> float:
-    """The temperature at which the labels of posts that the model was not trained on are likeliest.
+    """The temperature at which the scores of the entities that the model finds in posts it was not trained on tell best which
+    of them are right: the least log-loss. 1 where it finds none.
 
     Args:
         batches: what `forward` takes, with `labels`.
@@ -30,26 +33,36 @@ def fit_temperature(model: HamLearningForTokenClassification, batches: Iterable[
         ValueError: no word of them has a label.
     """
     model.eval()
-    kept = []
+    # Scores are probabilities under the BIO constraint, also those of a model that was trained without it.
+    crf, found, labelled = model.crf, [], 0
     for batch in batches:
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         labels = batch.pop("labels")
-        kept.append((model(**batch).logits.float(), labels, batch["word_mask"].bool()))
-    if not any((labels >= 0).any() for _, labels, _ in kept):
+        logits = model(**batch).logits.float()
+        logits, labels, mask = crf.labelled_words(logits, labels, batch["word_mask"].bool())
+        labelled += mask.sum().item()
+        gold = set(map(tuple, crf.spans(labels, mask).tolist()))
+        spans = crf.spans(padded_paths(crf.decode(logits, mask), mask), mask)
+        if len(spans):
+            right = logits.new_tensor([tuple(span) in gold for span in spans.tolist()])
+            found.append((logits, mask, spans, right))
+    if not labelled:
         raise ValueError("a temperature is fitted to labelled posts, and there are none")
-
-    # Scores are probabilities under the BIO constraint, also those of a model that was trained without it.
-    crf = HamLearningCRF(model.crf.label_names).to(model.device)
-    crf.load_state_dict(model.crf.state_dict(), strict=False)
+    if not found:
+        return 1.0
 
     def loss(log_temperature: float) -> float:
         temperature, scaled = math.exp(log_temperature), copy.deepcopy(crf)
         for parameter in scaled.parameters():
             parameter.div_(temperature)
-        return sum(scaled(logits / temperature, labels, mask).sum().item() for logits, labels, mask in kept)
+        scores = [scaled.span_probabilities(logits / temperature, mask, spans) for logits, mask, spans, _ in found]
+        return sum(
+            binary_cross_entropy(of_batch, right, reduction="sum").item()
+            for of_batch, (*_, right) in zip(scores, found, strict=True)
+        )
 
-    found = minimize_scalar(loss, bounds=(math.log(COLDEST), math.log(HOTTEST)), method="bounded")
-    return math.exp(found.x)
+    best = minimize_scalar(loss, bounds=(math.log(COLDEST), math.log(HOTTEST)), method="bounded")
+    return math.exp(best.x)
 
 
 def calibrate(model: HamLearningForTokenClassification, trainer: Trainer, rows: Dataset) -> float:

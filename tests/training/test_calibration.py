@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from seqeval.metrics.sequence_labeling import get_entities
 
 from training.calibration import apply_temperature, fit_temperature
 
+from ..modeling.test_crf import enumerate_paths
 from ..modeling.tiny_model import LABELS, random_batch, tiny_model
 
 
@@ -33,6 +37,44 @@ def test_a_model_that_is_too_sure_is_brought_back(use_crf, true):
     # Now too sure (or not sure enough) by a factor that is known.
     apply_temperature(model, 1 / true)
     assert fit_temperature(model, batches) == pytest.approx(true, rel=0.15)
+
+
+@pytest.mark.parametrize("use_crf", [True, False])
+def test_scores_of_entities_tell_best_which_are_right(use_crf):
+    model, batch = tiny_model(use_crf=use_crf), random_batch(num_posts=60, num_words=4)
+    batch["labels"][::3, 1] = -100
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    posts = []
+    for place, (emissions, labels) in enumerate(zip(logits, batch["labels"], strict=True)):
+        known = labels >= 0
+        paths = enumerate_paths(model.crf, emissions[known])
+        if place % 2:  # so that some of what it finds is right
+            labels[known] = torch.tensor(max(paths, key=paths.get))
+        posts.append((paths, get_entities([LABELS[label] for label in labels[known]])))
+
+    def log_loss(temperature: float) -> float:
+        total = 0.0
+        for paths, gold in posts:
+            weights = {path: math.exp(score / temperature) for path, score in paths.items()}
+            entities = {path: get_entities([LABELS[label] for label in path]) for path in paths}
+            for entity in entities[max(paths, key=paths.get)]:
+                with_it = sum(weight for path, weight in weights.items() if entity in entities[path])
+                probability = with_it / sum(weights.values())
+                total -= math.log(probability if entity in gold else 1 - probability)
+        return total
+
+    halves = [{name: tensor[half] for name, tensor in batch.items()} for half in (slice(0, 30), slice(30, 60))]
+    temperature = fit_temperature(model, halves)
+    assert log_loss(temperature) < min(log_loss(temperature * 1.02), log_loss(temperature / 1.02))
+
+
+def test_a_model_that_finds_nothing_stays_as_it_is():
+    model = tiny_model()
+    with torch.no_grad():
+        model.classifier.bias[LABELS.index("O")] = 1e3
+    assert fit_temperature(model, [random_batch()]) == 1.0
 
 
 def test_a_temperature_changes_probabilities_and_no_label():
