@@ -53,7 +53,9 @@ BROKEN = {
 
 
 def rows(count: int, real: list[dict]) -> Iterator[dict]:
-    planted = planted_dataset(PLANTED, SEED).remove_columns(["ner_tags", "deciding_region"]).to_list()
+    planted = (
+        planted_dataset(PLANTED, SEED).remove_columns(["ner_tags", "deciding_region", "leading_region"]).to_list()
+    )
     pictured = [row for row in planted if row["image"] is not None]
     empty = dict.fromkeys(SCHEMA.names)
     for place in range(count):

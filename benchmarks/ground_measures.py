@@ -53,8 +53,14 @@ def _relevance(model: HamLearningForTokenClassification, collator: MnerCollator,
     return np.concatenate(found)
 
 
-def grounding(model: HamLearningForTokenClassification, processor: HamLearningProcessor, rows: Dataset) -> float:
-    """Share of the entities that a region decides whose reported region is that one (IoU of 0.5 or more).
+def grounding(
+    model: HamLearningForTokenClassification,
+    processor: HamLearningProcessor,
+    rows: Dataset,
+    column: str = "deciding_region",
+) -> float:
+    """Share of the entities that a region decides (or leads to, by `column`) whose reported region is that one (IoU of 0.5
+    or more).
 
     An entity that is not found counts as wrong.
     """
@@ -64,7 +70,7 @@ def grounding(model: HamLearningForTokenClassification, processor: HamLearningPr
         width, height = Image.open(io.BytesIO(row["image"]["bytes"])).size
         found = {entity["start"]: entity["region"] for entity in entities}
         starts = _starts(row["tokens"])
-        for (_, first, _), deciding in zip(gold_entities(row, names), row["deciding_region"], strict=True):
+        for (_, first, _), deciding in zip(gold_entities(row, names), row[column], strict=True):
             if deciding >= 0:
                 region = found.get(starts[first])
                 box = [part * size for part, size in zip(row["boxes"][deciding], (width, height) * 2, strict=True)]

@@ -52,6 +52,8 @@ def _measures(
     levels = model.config.levels
     if row.section == "levels" and levels and row.data in ("alignment", "iterations", "spatial", "figure1b"):
         measures["grounding"] = grounding(model, processor, scored["test"])
+        if row.data in ("iterations", "spatial"):
+            measures["led"] = grounding(model, processor, scored["test"], "leading_region")
     if row.section == "relevance" and levels:
         measures["relevance"] = relevance_auc(model, collator, scored["own"], scored["swapped"])
     if row.section == "paintings" and levels and "own" in scored:

@@ -36,7 +36,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
     """Planted posts with their pictures, a few of them broken, and their ids."""
-    rows = planted_dataset(200, SEED).remove_columns(["ner_tags", "deciding_region"])
+    rows = planted_dataset(200, SEED).remove_columns(["ner_tags", "deciding_region", "leading_region"])
     rows = rows.select([place % 200 for place in range(NUM_POSTS)]).remove_columns("id")
     rows = rows.add_column("id", [f"post {place}" for place in range(NUM_POSTS)])
     path = tmp_path_factory.mktemp("data") / "posts.parquet"

@@ -83,6 +83,7 @@ def _shuffled(generator: random.Random, post: Post) -> Post:
     generator.shuffle(order)
     post.things = [post.things[place] for place in order]
     post.deciding = [order.index(place) if place >= 0 else -1 for place in post.deciding]
+    post.leading = post.leading and [order.index(place) for place in post.leading]
     return post
 
 
@@ -167,7 +168,7 @@ def _spatial(generator: random.Random) -> Post:
         star = (x, y + 0.09) if relation == "overlap" else (x + 0.09, y + 0.09)
     things = [Thing("nothing", "frame", box) for box in (subject, other)]
     things.append(Thing("nothing", "star", _box(*star, 0.045, 0.06)))
-    return Post(*_one(generator, kind), "wall", things, [0])
+    return Post(*_one(generator, kind), "wall", things, [0], [2])
 
 
 def _by_side(generator: random.Random) -> tuple[list[str], list[str], list[tuple[str, str]]]:
@@ -209,7 +210,7 @@ def _iterations(generator: random.Random) -> Post:
         thing = generator.choice(KINDS_OF_TYPE[kind])
         things.append(Thing(thing, "thing", _box(generator.uniform(0.34, 0.42), y, 0.26, 0.32)))
         things.append(Thing("ball", "ball", _box(ball_x, y + 0.06, 0.16, 0.2), color=GREY))
-    return Post(tokens, labels, "wall", things, [0, 2])
+    return Post(tokens, labels, "wall", things, [0, 2], [1, 3])
 
 
 SCENE_WORDS = {
@@ -272,9 +273,10 @@ def planted_ceiling(level: str = "demo") -> float:
 
 
 def _rows(posts: Iterable[Post], ids: list[str], generator: random.Random) -> tuple[dict[str, list], Features]:
-    """Columns and features of rendered posts: the row of every data set, and `deciding_region`."""
+    """Columns and features of rendered posts: the row of every data set, `deciding_region` and `leading_region`."""
     names = label_names(f"B-{kind}" for kind in TYPES)
-    columns = ("id", "tokens", "ner_tags", "image", "boxes", "box_labels", "box_scores", "deciding_region")
+    told_by = {"deciding_region": List(Value("int64")), "leading_region": List(Value("int64"))}
+    columns = ("id", "tokens", "ner_tags", "image", "boxes", "box_labels", "box_scores", *told_by)
     rows: dict[str, list] = {name: [] for name in columns}
     for name, post in zip(ids, posts, strict=True):
         picture = post.rendered or render(post, generator)
@@ -286,13 +288,15 @@ def _rows(posts: Iterable[Post], ids: list[str], generator: random.Random) -> tu
         rows["boxes"].append([list(post.things[place].box) for place in boxed])
         rows["box_labels"].append([post.things[place].label for place in boxed])
         rows["box_scores"].append([round(generator.uniform(0.7, 1.0), 3) for _ in boxed])
-        rows["deciding_region"].append([boxed.index(place) if place in boxed else -1 for place in post.deciding])
-    features = Features(row_features(names, with_regions=True) | {"deciding_region": List(Value("int64"))})
+        for column, places in zip(told_by, (post.deciding, post.leading or post.deciding), strict=True):
+            rows[column].append([boxed.index(place) if place in boxed else -1 for place in places])
+    features = Features(row_features(names, with_regions=True) | told_by)
     return rows, features
 
 
 def planted_dataset(num_posts: int, seed: int, level: str = "demo") -> Dataset:
-    """Planted posts with the row of every data set, and `deciding_region`: an entity's region that tells, or −1."""
+    """Planted posts with the row of every data set, and for each entity `deciding_region`, the region that tells its type,
+    or −1, and `leading_region`, the one by which that is found, itself where it stands alone."""
     _check(level)
     generator = random.Random(f"{level} {seed}")
     # Drawn one by one between the pictures, so that a shorter set is the beginning of a longer one.

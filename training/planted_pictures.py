@@ -23,13 +23,14 @@ class Thing:
 @dataclass
 class Post:
     """A post before it is rendered. `deciding` has, an entity, the index among `things` of what tells its type, or −1;
-    `rendered` is its picture if that is drawn already."""
+    `leading` what that is found by, if not itself; `rendered` is the picture if that is drawn already."""
 
     tokens: list[str]
     labels: list[str]
     scene: str | None = None
     things: list[Thing] = field(default_factory=list)
     deciding: list[int] = field(default_factory=list)
+    leading: list[int] | None = None
     rendered: bytes | None = None
 
 

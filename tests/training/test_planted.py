@@ -131,6 +131,7 @@ def test_the_model_sees_the_relation_that_tells():
             Image.open(io.BytesIO(row["image"]["bytes"])).size if isinstance(row["image"], dict) else row["image"].size
         )
         subject = row["deciding_region"][0]
+        assert row["box_labels"][row["leading_region"][0]] == "star"
         other = next(k for k, label in enumerate(row["box_labels"]) if label == "frame" and k != subject)
         relations = spatial_relations(torch.tensor([row["boxes"]]), torch.tensor([size[::-1]]))
         relation = RELATION_NAMES[relations[0, subject, other]]
@@ -144,8 +145,9 @@ def test_a_side_leads_to_a_ball_and_the_ball_to_what_tells():
         sides = [word for word in row["tokens"] if word in high]
         middles = [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in row["boxes"]]
         balls = [middle for middle, label in zip(middles, row["box_labels"], strict=True) if label == "ball"]
-        for side, deciding in zip(sides, row["deciding_region"], strict=True):
+        for side, deciding, leading in zip(sides, row["deciding_region"], row["leading_region"], strict=True):
             ball = min(balls) if side == "left" else max(balls)
+            assert middles[leading] == ball
             level_with = [place for place, (_, y) in enumerate(middles) if abs(y - ball[1]) < 0.05]
             assert [place for place in level_with if row["box_labels"][place] == "thing"] == [deciding]
             assert 0.4 < middles[deciding][0] < 0.6
@@ -174,6 +176,7 @@ def test_half_of_the_mixed_pictures_are_swapped():
     assert list(rows) == list(mixed_relevance_dataset(200, 1, num_pictures=32))
     assert sum(rows["own_picture"]) == 100
     assert all((row["deciding_region"] == [0]) == row["own_picture"] for row in rows)
+    assert list(rows["leading_region"]) == list(rows["deciding_region"])
     assert len({row["image"]["bytes"] for row in rows}) == 32, "posts share the pictures"
     assert {label for row in rows for label in row["box_labels"]} == {"thing"}
     cues = {word for templates in TOLD.values() for template in templates for word in template.split()} - {"{a}"}
