@@ -21,8 +21,9 @@ HEADINGS = {
 }
 EXPLANATIONS = {
     "levels": "Every set's own level alone tells an entity's type. Grounding: how many of the entities report the region that "
-    "decides their type (IoU of 0.5 or more); led: the region by which that one is found, in spatial the star in a frame, in "
-    "iterations the ball on the named side.",
+    "decides their type (IoU of 0.5 or more); led: the region by which that one is found, in iterations the ball on the named "
+    "side, in spatial the star in a frame. There two frames decide together: what is counted is the one with the star, and "
+    "most of the rest report the other.",
     "relevance": "Half of the posts show another post's picture; the noises stand in place of posts' own pictures.",
     "text": "MiniLM, six epochs, batches of 16 in every row. On the other set Twitter2015's type OTHER is read as MISC. The "
     "plain recipe is Hugging Face's token classification; a rate beside it is a learning rate other than 1e-4. Ours reports "
