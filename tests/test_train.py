@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +17,12 @@ from safetensors.torch import load_file
 from transformers import AutoModel, BertConfig, TrainerState, pipeline
 
 import train
+from benchmarks.ground_measures import gold_entities
 from processors import HamLearningImageProcessor, HamLearningProcessor
 from training.arguments import parse_arguments
 from training.collator import MnerCollator
 from training.data import labels_of, read_conll
-from training.demo import f1
+from training.demo import f1, post_of
 from training.planted import planted_dataset
 from training.planted_pictures import pure_noise
 from training.trainer import NotFiniteError
@@ -295,6 +297,22 @@ def test_rows_with_a_wrong_number_of_labels_are_named():
         collator(rows)
 
 
+def score_loss(folder: Path) -> float:
+    """Mean log-loss of the scores of a model's entities in the posts that the runs are validated on."""
+    rows = planted_dataset(8, 1)
+    tagged = pipeline("mner", model=str(folder), trust_remote_code=True)([post_of(row) for row in rows])
+    losses = []
+    for row, entities in zip(rows, tagged, strict=True):
+        gold = {
+            (kind, " ".join(row["tokens"][first : last + 1]), len(" ".join([*row["tokens"][:first], ""])))
+            for kind, first, last in gold_entities(row, labels_of(rows))
+        }
+        for entity in entities:
+            right = (entity["entity_group"], entity["word"], entity["start"]) in gold
+            losses.append(-math.log(entity["score"] if right else 1 - entity["score"]))
+    return sum(losses) / len(losses)
+
+
 def test_calibration_scales_the_scores_and_nothing_else(trained, tmp_path):
     folder, plain = trained
     # Evaluation draws from the random state: both runs evaluate at the same steps.
@@ -302,6 +320,7 @@ def test_calibration_scales_the_scores_and_nothing_else(trained, tmp_path):
     calibrated = run(tmp_path, *steps, "--calibrate", "true")
     temperature, expected = calibrated["temperature"], weights(folder)
     assert abs(temperature - 1) > 0.01 and calibrated["eval_f1"] == plain["eval_f1"]
+    assert score_loss(tmp_path) < score_loss(folder)
     scaled = ("classifier.weight", "classifier.bias", "crf.start", "crf.end", "crf.transitions")
     for name, weight in weights(tmp_path).items():
         torch.testing.assert_close(
