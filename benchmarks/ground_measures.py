@@ -54,28 +54,29 @@ def _relevance(model: HamLearningForTokenClassification, collator: MnerCollator,
 
 
 def grounding(
-    model: HamLearningForTokenClassification,
-    processor: HamLearningProcessor,
-    rows: Dataset,
-    column: str = "deciding_region",
-) -> float:
-    """Share of the entities that a region decides (or leads to, by `column`) whose reported region is that one (IoU of 0.5
-    or more).
+    model: HamLearningForTokenClassification, processor: HamLearningProcessor, rows: Dataset, columns: dict[str, str]
+) -> dict[str, float]:
+    """Share of the entities for which a column names a region whose reported region is that one (IoU of 0.5 or more).
 
     An entity that is not found counts as wrong.
+
+    Args:
+        columns: what the share is called → the column: `deciding_region` or `leading_region`.
     """
-    right = []
+    right: dict[str, list[bool]] = {name: [] for name in columns}
     names = labels_of(rows)
     for row, entities in zip(rows, _tagged(model, processor, rows), strict=True):
         width, height = Image.open(io.BytesIO(row["image"]["bytes"])).size
         found = {entity["start"]: entity["region"] for entity in entities}
         starts = _starts(row["tokens"])
-        for (_, first, _), deciding in zip(gold_entities(row, names), row[column], strict=True):
-            if deciding >= 0:
-                region = found.get(starts[first])
-                box = [part * size for part, size in zip(row["boxes"][deciding], (width, height) * 2, strict=True)]
-                right.append(region is not None and _iou(box, list(region["box"].values())) >= MIN_IOU)
-    return float(np.mean(right))
+        gold = gold_entities(row, names)
+        for name, column in columns.items():
+            for (_, first, _), wanted in zip(gold, row[column], strict=True):
+                if wanted >= 0:
+                    region = found.get(starts[first])
+                    box = [part * size for part, size in zip(row["boxes"][wanted], (width, height) * 2, strict=True)]
+                    right[name].append(region is not None and _iou(box, list(region["box"].values())) >= MIN_IOU)
+    return {name: float(np.mean(of_column)) for name, of_column in right.items()}
 
 
 def _iou(box: list[float], other: list[float]) -> float:

@@ -51,9 +51,10 @@ def _measures(
     measures: dict[str, Any] = {}
     levels = model.config.levels
     if row.section == "levels" and levels and row.data in ("alignment", "iterations", "spatial", "figure1b"):
-        measures["grounding"] = grounding(model, processor, scored["test"])
+        columns = {"grounding": "deciding_region"}
         if row.data in ("iterations", "spatial"):
-            measures["led"] = grounding(model, processor, scored["test"], "leading_region")
+            columns["led"] = "leading_region"
+        measures |= grounding(model, processor, scored["test"], columns)
     if row.section == "relevance" and levels:
         measures["relevance"] = relevance_auc(model, collator, scored["own"], scored["swapped"])
     if row.section == "paintings" and levels and "own" in scored:

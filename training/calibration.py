@@ -55,11 +55,11 @@ def fit_temperature(model: HamLearningForTokenClassification, batches: Iterable[
         temperature, scaled = math.exp(log_temperature), copy.deepcopy(crf)
         for parameter in scaled.parameters():
             parameter.div_(temperature)
-        scores = [scaled.span_probabilities(logits / temperature, mask, spans) for logits, mask, spans, _ in found]
-        return sum(
-            binary_cross_entropy(of_batch, right, reduction="sum").item()
-            for of_batch, (*_, right) in zip(scores, found, strict=True)
-        )
+        total = 0.0
+        for logits, mask, spans, right in found:
+            scores = scaled.span_probabilities(logits / temperature, mask, spans)
+            total += binary_cross_entropy(scores, right, reduction="sum").item()
+        return total
 
     best = minimize_scalar(loss, bounds=(math.log(COLDEST), math.log(HOTTEST)), method="bounded")
     return math.exp(best.x)
