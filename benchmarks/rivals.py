@@ -16,6 +16,8 @@ class PlainTagger(nn.Module):
 
     Args:
         tagger: any `AutoModelForTokenClassification`.
+
+    The encoder is named as the model's own, and the classifier is not part of it, so that both get the trainer's rates.
     """
 
     # The Trainer passes the number of labelled words of the global batch.
@@ -23,14 +25,16 @@ class PlainTagger(nn.Module):
 
     def __init__(self, tagger: PreTrainedModel):
         super().__init__()
-        self.text_encoder = tagger
+        # Named first: a parameter that is found twice goes by its first name.
+        self.text_encoder = tagger.base_model
+        self.tagger = tagger
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, word_positions: Tensor, labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None, **unused,
     ) -> TokenClassifierOutput:  # fmt: skip
         """input_ids, attention_mask (B, N, S), word_positions (B, W), labels (B, W) → loss, logits (B, W, L)."""
-        per_token = self.text_encoder(input_ids=input_ids.flatten(0, 1), attention_mask=attention_mask.flatten(0, 1))
+        per_token = self.tagger(input_ids=input_ids.flatten(0, 1), attention_mask=attention_mask.flatten(0, 1))
         return _tagged(_of_words(per_token.logits, input_ids, word_positions), labels, num_items_in_batch)
 
     def decode(self, outputs: TokenClassifierOutput, word_mask: Tensor) -> list[list[int]]:
