@@ -16,9 +16,9 @@ $(STAMP): setup.py
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-demo: $(STAMP) ## train on planted posts, then tag held-out ones in a new process (minutes)
+demo: $(STAMP) ## train on synthetic posts, then tag held-out ones in a new process (minutes)
 	$(BIN)/python train.py configs/demo.yaml --overwrite_output_dir
-	$(BIN)/python -m training.demo outputs/demo/model
+	$(BIN)/python -m examples.demo outputs/demo/model
 
 space: $(STAMP) ## the demo page on the demo model, at http://127.0.0.1:7860
 	test -f outputs/demo/model/README.md || $(MAKE) demo

@@ -29,7 +29,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["hub_scripts", "modeling_hamlearning", "processors", "training"],
+    packages=["bulk", "hub_scripts", "mner_data", "modeling_hamlearning", "processors", "training"],
     # Each bound is a version that the tests have run with.
     install_requires=[
         "accelerate>=1.15",

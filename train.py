@@ -9,41 +9,42 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import timm
 import torch
 import transformers
 from datasets import DatasetDict
-from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, set_seed
+from transformers import EarlyStoppingCallback, set_seed
 
-from modeling_hamlearning import HamLearningConfig, HamLearningForTokenClassification
-from processors import HamLearningImageProcessor, HamLearningProcessor
+from mner_data.loading import dataset_labels, load_splits
+from mner_data.readers import DataError
+from mner_data.synthetic_posts import synthetic_splits
 from training.arguments import NO_LEVELS, DataArguments, MnerTrainingArguments, ModelArguments, parse_arguments
+from training.build import build
 from training.calibration import calibrate
 from training.card import WITHOUT_PICTURES, read_rows, write_card
-from training.checkpoints import check_resumable, check_writable, checkpoints, claim, last_whole_checkpoint, writing
+from training.checkpoints import (
+    check_resumable,
+    check_writable,
+    checkpoints,
+    claim,
+    explain_write_errors,
+    last_complete_checkpoint,
+)
 from training.collator import MnerCollator
 from training.curves import plot_curves
-from training.data import DataError, labels_of, load_splits
-from training.planted import planted_splits
-from training.tokenizer import build_tokenizer
-from training.trainer import MnerScores, MnerTrainer
+from training.metric import ComputeMnerMetrics
+from training.trainer import MnerTrainer
 from training.vision_cache import VisionCache
 
 logger = logging.getLogger("train")
-FROM_SCRATCH = "from_scratch"
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    model_arguments, data_arguments, training_arguments = parse_arguments(
-        sys.argv[1:] if arguments is None else arguments
-    )
+    model_arguments, data_arguments, training_arguments = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     _set_up_logging(training_arguments)
     set_seed(training_arguments.seed)
-    card_rows = read_rows(data_arguments.card_rows)
+    card_reference_scores = read_rows(data_arguments.card_reference_scores)
     if (training_arguments.do_eval or training_arguments.do_predict) and not training_arguments.do_train:
-        raise ValueError(
-            "nothing is trained: --do_eval and --do_predict score the model that --do_train makes; add it"
-        )
+        raise ValueError("nothing is trained: --do_eval and --do_predict score the model that --do_train makes; add it")
     training_arguments.do_train = True
 
     folder = Path(training_arguments.output_dir)
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> dict:
         _need(data, "test", "--do_predict")
     if training_arguments.calibrate:
         _need(data, "validation", "--calibrate")
-    label_names = labels_of(data["train"])
+    label_names = dataset_labels(data["train"])
     if data_arguments.use_images is False:
         data = data.map(lambda row: row | {"image": None}, desc="images left out") if _has_images(data) else data
         model_arguments.model_config = model_arguments.model_config | NO_LEVELS
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> dict:
     settings = _settings(model_arguments, data_arguments, hashes, label_names)
     claim(folder, settings, training_arguments.overwrite_output_dir, is_first)
     if str(training_arguments.resume_from_checkpoint).lower() in ("true", "auto"):
-        training_arguments.resume_from_checkpoint = last_whole_checkpoint(folder)
+        training_arguments.resume_from_checkpoint = last_complete_checkpoint(folder)
         if training_arguments.resume_from_checkpoint is None and checkpoints(folder):
             logger.warning("%s has no whole checkpoint: training starts anew", folder)
 
@@ -78,7 +79,7 @@ def main(arguments: list[str] | None = None) -> dict:
         train_dataset=data["train"],
         eval_dataset=data.get("validation"),
         processing_class=processor,
-        compute_metrics=MnerScores(label_names, hashes.get("validation")),
+        compute_metrics=ComputeMnerMetrics(label_names, hashes.get("validation")),
         callbacks=_callbacks(training_arguments),
     )
     if model_arguments.vision_cache is not None:
@@ -96,68 +97,12 @@ def main(arguments: list[str] | None = None) -> dict:
         results |= predict(trainer, data["test"], label_names, hashes.get("test"))
     trainer.save_model()
     if trainer.is_world_process_zero():
-        with writing("results", folder):
+        with explain_write_errors("results", folder):
             (folder / "all_results.json").write_text(json.dumps(results, indent=1))
-            _describe(folder, trainer, model_arguments, data_arguments, hashes, results, label_names, card_rows)
+            _describe(folder, trainer, model_arguments, data_arguments, hashes, results, label_names, card_reference_scores)
     if training_arguments.push_to_hub:
         trainer.push_to_hub()
     return results
-
-
-def build(
-    arguments: ModelArguments, data: DatasetDict, label_names: list[str]
-) -> tuple[HamLearningForTokenClassification, HamLearningProcessor]:
-    """Model and processor from the encoders that the arguments name."""
-    options = dict(arguments.model_config)
-    labels = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
-    vision = {"model_type": "timm_backbone", "backbone": arguments.vision, "out_indices": [-1]}
-    if arguments.text == FROM_SCRATCH:
-        words = (word for tokens in data["train"]["tokens"] for word in tokens)
-        regions = data["train"]["box_labels"] if "box_labels" in data["train"].column_names else []
-        named = (word for of_post in regions for label in of_post or [] for word in label.split())
-        tokenizer = build_tokenizer([*words, *named], **arguments.tokenizer_config)
-        special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "cls_token_id", "sep_token_id")}
-        special |= {"bos_token_id": special["cls_token_id"], "eos_token_id": special["sep_token_id"]}
-        shape = {"model_type": "bert"} | arguments.text_config
-        text_config = AutoConfig.for_model(shape.pop("model_type"), vocab_size=len(tokenizer), **special, **shape)
-        tokenizer.model_max_length = text_config.max_position_embeddings
-    else:
-        folder = str(Path(arguments.text).parent) if arguments.text.endswith(".safetensors") else arguments.text
-        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer or folder, add_prefix_space=True)
-        text_config = AutoConfig.from_pretrained(folder)
-        # Some encoders have fewer places than their tokenizer says.
-        places = getattr(text_config, "max_position_embeddings", tokenizer.model_max_length)
-        if text_config.model_type in ("roberta", "xlm-roberta", "camembert", "bertweet"):
-            places -= text_config.pad_token_id + 1  # their positions are counted from behind the padding's
-        tokenizer.model_max_length = min(tokenizer.model_max_length, places)
-    if arguments.text != FROM_SCRATCH and arguments.text_pretrained:
-        model = HamLearningForTokenClassification.from_text_vision_pretrained(
-            arguments.text,
-            arguments.vision,
-            label_list=label_names,
-            vision_pretrained=arguments.vision_pretrained,
-            vision_weights=arguments.vision_weights,
-            **options,
-        )
-    else:
-        model = HamLearningForTokenClassification(
-            HamLearningConfig(text_config=text_config, vision_config=vision, **labels, **options)
-        )
-        model.load_vision(arguments.vision_weights, arguments.vision_pretrained)
-    if arguments.freeze_vision:
-        model.freeze_vision()
-    pretrained = timm.get_pretrained_cfg(arguments.vision)
-    image_processor = HamLearningImageProcessor(
-        size={"height": arguments.image_size, "width": arguments.image_size},
-        **({"image_mean": list(pretrained.mean), "image_std": list(pretrained.std)} if pretrained else {}),
-    )
-    processor = HamLearningProcessor(
-        tokenizer=tokenizer,
-        image_processor=image_processor,
-        region_config=arguments.region_config or None,
-        max_length=arguments.max_length,
-    )
-    return model, processor
 
 
 def _fill_vision_cache(arguments: ModelArguments, trainer: MnerTrainer, data: DatasetDict) -> VisionCache | None:
@@ -182,7 +127,7 @@ def _fill_vision_cache(arguments: ModelArguments, trainer: MnerTrainer, data: Da
 
 def predict(trainer: MnerTrainer, data, label_names: list[str], label_sha256: str | None) -> dict:
     """Tag the test split; `predictions.txt` holds word, gold and predicted label, in the CoNLL form of the data."""
-    trainer.compute_metrics = MnerScores(label_names, label_sha256)
+    trainer.compute_metrics = ComputeMnerMetrics(label_names, label_sha256)
     output = trainer.predict(data, metric_key_prefix="test")
     if trainer.is_world_process_zero():
         lines = []
@@ -198,8 +143,8 @@ def predict(trainer: MnerTrainer, data, label_names: list[str], label_sha256: st
 
 
 def _load_data(arguments: DataArguments) -> tuple[DatasetDict, dict[str, str]]:
-    if arguments.data_path == "planted":
-        data, hashes = planted_splits(arguments.planted_posts), {}
+    if arguments.data_path == "synthetic":
+        data, hashes = synthetic_splits(arguments.synthetic_posts), {}
     else:
         data, hashes = load_splits(arguments.data_path, arguments.image_dir, arguments.regions_file)
     limits = {
@@ -220,7 +165,7 @@ def _load_data(arguments: DataArguments) -> tuple[DatasetDict, dict[str, str]]:
 def _settings(model: ModelArguments, data: DataArguments, hashes: dict[str, str], labels: list[str]) -> dict:
     """What makes a run this one: model and data, where the data's hashes count for more than where it lies."""
     settings = asdict(model) | asdict(data) | {"hashes": hashes, "labels": labels}
-    for name in ("data_path" if hashes else "hashes", "vision_cache", "card_rows"):
+    for name in ("data_path" if hashes else "hashes", "vision_cache", "card_reference_scores"):
         del settings[name]
     return settings
 
@@ -240,7 +185,7 @@ def _callbacks(arguments: MnerTrainingArguments) -> list:
     return [EarlyStoppingCallback(early_stopping_patience=arguments.early_stopping_patience)]
 
 
-def _describe(folder, trainer, model_arguments, data_arguments, hashes, results, label_names, card_rows):
+def _describe(folder, trainer, model_arguments, data_arguments, hashes, results, label_names, card_reference_scores):
     """Curves and card of a finished run."""
     plot_curves(trainer.state.log_history, folder / "curves.png")
     shown = ("learning_rate", "head_learning_rate", "vision_learning_rate", "num_train_epochs", "seed", "warmup_steps",
@@ -258,10 +203,8 @@ def _describe(folder, trainer, model_arguments, data_arguments, hashes, results,
         metrics=metrics if "f1" in metrics else {},
         settings=settings,
         labels=label_names,
-        base_models=[model_arguments.text]
-        if "/" in model_arguments.text and not Path(model_arguments.text).exists()
-        else [],
-        references=references | card_rows,
+        base_models=[model_arguments.text] if "/" in model_arguments.text and not Path(model_arguments.text).exists() else [],
+        references=references | card_reference_scores,
         checkpoint="checkpoint with the best F1 there" if best else "checkpoint of the last epoch",
     )
 

@@ -1,6 +1,6 @@
 """Bulk tagging of many posts, 2 % of them broken: `python -m benchmarks.bulk --model outputs/demo/model --posts 100000`.
 
-Half of the posts are planted ones with their pictures, half are real ones of HAMLEARNING_DATA's twitter2017, without. Checks
+Half of the posts are synthetic ones with their pictures, half are real ones of HAMLEARNING_DATA's twitter2017, without. Checks
 that every post has one row and that just the broken ones have an error, and prints the rate and the memory over time.
 """
 
@@ -22,8 +22,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from training.data import read_conll
-from training.planted import planted_dataset
+from mner_data.readers import read_conll
+from mner_data.synthetic_posts import synthetic_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 PLANTED, SEED, ROWS_A_FILE, SAMPLE_SECONDS = 400, 11, 10_000, 5
@@ -53,10 +53,8 @@ BROKEN = {
 
 
 def rows(count: int, real: list[dict]) -> Iterator[dict]:
-    planted = (
-        planted_dataset(PLANTED, SEED).remove_columns(["ner_tags", "deciding_region", "leading_region"]).to_list()
-    )
-    pictured = [row for row in planted if row["image"] is not None]
+    synthetic = synthetic_dataset(PLANTED, SEED).remove_columns(["ner_tags", "deciding_region", "leading_region"]).to_list()
+    pictured = [row for row in synthetic if row["image"] is not None]
     empty = dict.fromkeys(SCHEMA.names)
     for place in range(count):
         if place % ONE_BROKEN_IN == 0:
@@ -64,7 +62,7 @@ def rows(count: int, real: list[dict]) -> Iterator[dict]:
             row = pictured[place % len(pictured)]
             yield row | BROKEN[kind](row) | {"id": f"broken {kind} {place}"}
         elif place % 2:
-            yield planted[place // 2 % PLANTED] | {"id": f"planted {place}"}
+            yield synthetic[place // 2 % PLANTED] | {"id": f"synthetic {place}"}
         else:
             yield empty | {"id": f"real {place}", "tokens": real[place // 2 % len(real)]["tokens"]}
 
@@ -130,15 +128,11 @@ def main():
     rows_named = {row["id"].rsplit(" ", 1)[0]: row["error"] for row in results if row["error"]}
     for kind, count in sorted(kinds.items()):
         print(f"{count:6} {kind}: {rows_named[kind]}")
-    print(
-        f"{len(results):,} posts in {seconds:,.0f} s, {len(results) / seconds:.1f} a second, {options.workers} taggers"
-    )
+    print(f"{len(results):,} posts in {seconds:,.0f} s, {len(results) / seconds:.1f} a second, {options.workers} taggers")
     used = max(sample["tagger seconds"] for sample in samples)
     print(f"CPU seconds of the taggers: {used:,.0f}, {len(results) / used:.1f} posts in each")
     size = sum(file.stat().st_size for file in (folder / "tagged" / "data").iterdir())
-    print(
-        f"results: {size / len(results):.0f} bytes a post; entities: {sum(len(r['entities'] or []) for r in results):,}"
-    )
+    print(f"results: {size / len(results):.0f} bytes a post; entities: {sum(len(r['entities'] or []) for r in results):,}")
     print("memory in MB, median of a tenth of the run:")
     for name, share in {"second tenth": 0.1, "middle": 0.45, "last tenth": 0.9}.items():
         part = samples[int(share * len(samples)) : max(1, int((share + 0.1) * len(samples)))] or samples[-1:]

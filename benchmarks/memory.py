@@ -1,6 +1,6 @@
 """Memory over a long stream: `python -m benchmarks.memory [--model outputs/demo/model] [--posts 100000]`.
 
-Planted posts go through the pipeline as one generator. A few thousand are drawn, and drawn on again each time they come
+Synthetic posts go through the pipeline as one generator. A few thousand are drawn, and drawn on again each time they come
 round: a number as a last word and a block of its own colour in the picture make every post of the stream another one, for the
 tokenizer and for the pipeline's store of equal pictures. Ends with an error if the memory at the end is more than 5 % above
 what it was after the first thousand.
@@ -24,15 +24,15 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import pipeline
 
-from training.demo import post_of
-from training.planted import planted_dataset
+from examples.demo import post_of
+from mner_data.synthetic_posts import synthetic_dataset
 
 DRAWN, SEED, BATCH_SIZE, BLOCK, FIRST, MOST_GROWTH = 2000, 11, 32, 16, 1000, 1.05
 RESULTS = Path("benchmarks/results")
 
 
 def stream(count: int) -> Iterator[dict]:
-    rows = planted_dataset(min(DRAWN, count), SEED)
+    rows = synthetic_dataset(min(DRAWN, count), SEED)
     for place in range(count):
         post = post_of(rows[place % len(rows)])
         post["text"] = [*post["text"], str(place)]

@@ -21,12 +21,13 @@ import datasets
 from datasets import DatasetDict
 from transformers.utils import logging
 
-from training.arguments import NO_LEVELS, MnerTrainingArguments, ModelArguments, given_arguments
-from training.data import DataError, load_splits
+from mner_data.loading import load_splits
+from mner_data.readers import DataError
+from training.arguments import NO_LEVELS, MnerTrainingArguments, ModelArguments, merge_config_and_cli
 
-from .ground_report import plot_curves, provenance, spread
-from .ground_rows import LEFT_OUT, NOISES, another_posts, same_types, spoiled, with_pictures
-from .rows import Row, Splits, read_rows, run_missing
+from .controlled.experiments import LEFT_OUT, NOISES, another_posts, same_types, spoiled, with_pictures
+from .controlled.report import plot_curves, provenance, spread
+from .controlled.runner import Row, Splits, read_rows, run_pending
 
 # Rows by table: what each has on top of the config. The full model and the text alone stand in all of them.
 FULL, TEXT_ALONE, PLAIN, POOLED = "full model", "text alone", "plain recipe", "pooled image"
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None):
         raise DataError(f"--data: {options.data} has no folders; each is to be a data set with photos")
     settings = row_settings([options.config, *over])
     rows = [row for seed in options.seeds for name in sets for row in rows_of(name, settings, options.tables, seed)]
-    run_missing(rows, options.output, lambda row: data_of(row, load_sets(options.data, tuple(sets))))
+    run_pending(rows, options.output, lambda row: data_of(row, load_sets(options.data, tuple(sets))))
     given = sys.argv[1:] if arguments is None else arguments
     write_tables(options.output, options.tables, shlex.join(["python", "-m", "benchmarks.paper_tables", *given]))
     print(f"written: {options.output}")
@@ -70,7 +71,7 @@ def row_settings(arguments: list[str]) -> dict[str, Any]:
     """What the config and the command line say of model and training; where and what `train.py` writes is not a row's."""
     kept = set(ModelArguments.__dataclass_fields__) | set(MnerTrainingArguments.__dataclass_fields__)
     dropped = {"output_dir", "overwrite_output_dir", "seed", "do_train", "do_eval", "do_predict", "vision_cache"}
-    given = given_arguments(arguments)
+    given = merge_config_and_cli(arguments)
     return {name: value for name, value in given.items() if name in kept - dropped}
 
 
@@ -160,9 +161,7 @@ def _cell(rows: list[dict], scored_on: str) -> str:
 
 def _noise(done: dict[str, dict[str, list[dict]]]) -> list[str]:
     lines = ["| | picture | " + " | ".join(done) + " |", "|---" * (len(done) + 2) + "|"]
-    lines.append(
-        f"| {TEXT_ALONE} | – | " + " | ".join(_cell(models[TEXT_ALONE], OWN) for models in done.values()) + " |"
-    )
+    lines.append(f"| {TEXT_ALONE} | – | " + " | ".join(_cell(models[TEXT_ALONE], OWN) for models in done.values()) + " |")
     for picture in (OWN, "another post's", "no picture", *NOISES):
         cells = [_cell(models[FULL], picture) for models in done.values()]
         lines.append(f"| {FULL} | {picture} | " + " | ".join(cells) + " |")

@@ -34,7 +34,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import BertConfig, BertForTokenClassification, pipeline
 
+from examples.demo import f1
 from hub_scripts.export_onnx import export, quantize
+from mner_data.readers import read_conll
+from mner_data.synthetic_posts import synthetic_dataset
 from modeling_hamlearning import (
     HamLearningConfig,
     HamLearningCRF,
@@ -44,9 +47,6 @@ from modeling_hamlearning import (
 )
 from processors import HamLearningImageProcessor, HamLearningProcessor
 from training.arguments import NO_LEVELS
-from training.data import read_conll
-from training.demo import f1
-from training.planted import planted_dataset
 from training.tokenizer import build_tokenizer
 
 RESULTS = Path("benchmarks/results")
@@ -96,10 +96,7 @@ def posts_like_tweets(
 def tweet_batches(device: str) -> list[dict[str, Tensor]]:
     """The whole distribution once, in batches of like length."""
     starts = range(0, len(WORDS), BATCH_SIZE)
-    return [
-        posts_like_tweets(WORDS[i : i + BATCH_SIZE], SUB_TOKENS[i : i + BATCH_SIZE], device=device, seed=i)
-        for i in starts
-    ]
+    return [posts_like_tweets(WORDS[i : i + BATCH_SIZE], SUB_TOKENS[i : i + BATCH_SIZE], device=device, seed=i) for i in starts]
 
 
 def base_model(**switches) -> HamLearningForTokenClassification:
@@ -132,9 +129,7 @@ def ratio(taken: dict, over: str, *under: str, device: str = "cpu") -> float:
     """Median over the rounds of one action's time over the sum of others'; wall time on a GPU, CPU time else."""
     clock = 0 if device == "cpu" else 1  # CPU or wall
     rounds = range(len(taken[over]))
-    return statistics.median(
-        taken[over][turn][clock] / sum(taken[name][turn][clock] for name in under) for turn in rounds
-    )
+    return statistics.median(taken[over][turn][clock] / sum(taken[name][turn][clock] for name in under) for turn in rounds)
 
 
 def tag(model: HamLearningForTokenClassification, batches: list[dict[str, Tensor]]) -> Callable[[], None]:
@@ -170,9 +165,9 @@ def tagging(device: str, rounds: int) -> dict[str, float]:
             plain(**bert_32)
 
     @torch.no_grad()
-    def image_side():
+    def image_branch():
         for side, words, mask in sides:
-            inner.image_side(words, mask, inner.image_side.memories(**side), False)
+            inner.image_branch(words, mask, inner.image_branch.memories(**side), False)
 
     @torch.no_grad()
     def decode():
@@ -186,7 +181,7 @@ def tagging(device: str, rounds: int) -> dict[str, float]:
         "tag": tag(model, batches),
         "text": text,
         "vision": vision,
-        "image side": image_side,
+        "image side": image_branch,
         "bert": bert,
         "decode": decode,
     }
@@ -207,7 +202,7 @@ def _image_side(model: HamLearningModel, batch: dict[str, Tensor]) -> tuple[dict
     """What the image side is given of a batch."""
     names = ("image_sizes", "region_boxes", "region_label_ids", "region_mask")
     posts = batch["has_image"].nonzero().squeeze(1)
-    side = model._image_side_inputs(posts, batch["pixel_values"], True, *(batch[name] for name in names))
+    side = model.prepare_image_inputs(posts, batch["pixel_values"], True, *(batch[name] for name in names))
     words, _ = model.encode_text(batch["input_ids"], batch["attention_mask"], batch["word_positions"])
     return side, words, batch["word_mask"]
 
@@ -344,11 +339,11 @@ def pipeline_from_files(device: str, rounds: int) -> dict[str, float]:
 
 
 def _tweets() -> list[str]:
-    """Strings of twitter2017 if there is one, else of planted posts."""
+    """Strings of twitter2017 if there is one, else of synthetic posts."""
     if folder := os.environ.get("HAMLEARNING_DATA"):
         rows = read_conll(Path(folder, "twitter2017", "valid.txt"))
     else:
-        rows = planted_dataset(PIPELINE_POSTS, seed=1)
+        rows = synthetic_dataset(PIPELINE_POSTS, seed=1)
     return [" ".join(row["tokens"]) for row in islice(iter(rows), PIPELINE_POSTS)]
 
 
@@ -356,7 +351,7 @@ def _picture_files(scratch: Path) -> list[Path]:
     """Photos of paintings if there are some, else rendered pictures; no two the same."""
     if folder := os.environ.get("HAMLEARNING_DATA"):
         return sorted(Path(folder, "paintings", "images").glob("*.jpg"))[:PIPELINE_POSTS]
-    rows = planted_dataset(2 * PIPELINE_POSTS, seed=1)
+    rows = synthetic_dataset(2 * PIPELINE_POSTS, seed=1)
     rendered = [row["image"]["bytes"] for row in rows if row["image"] is not None][:PIPELINE_POSTS]
     files = [scratch / f"{place}.jpg" for place in range(PIPELINE_POSTS)]
     for file, content in zip(files, rendered, strict=True):

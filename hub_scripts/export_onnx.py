@@ -86,11 +86,11 @@ class Tagger(nn.Module):
 
     def _seen(self, words: Tensor, word_mask: Tensor, *side: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         vision_features, image_sizes, region_boxes, region_label_ids, region_mask = side
-        inputs = self.head.model._image_side_inputs(
+        inputs = self.head.model.prepare_image_inputs(
             slice(None), vision_features, False, image_sizes, region_boxes, region_label_ids, region_mask
         )
-        memories = self.head.model.image_side.memories(**inputs)
-        return self.head.model.image_side(words, word_mask, memories, False)[:3]
+        memories = self.head.model.image_branch.memories(**inputs)
+        return self.head.model.image_branch(words, word_mask, memories, False)[:3]
 
     def _unseen(self, words: Tensor, word_mask: Tensor, *side: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         posts, places = word_mask.shape
@@ -117,9 +117,7 @@ def export(model_dir: str | Path, folder: str | Path):
         raise ValueError(f"{folder} is not empty")
     processor = HamLearningProcessor.from_pretrained(model_dir, trust_remote_code=True)
     model = HamLearningForTokenClassification.from_pretrained(model_dir, dtype=torch.float32).eval()
-    settings = {
-        name: value for name, value in model.config.to_dict().items() if name not in ("model_type", "auto_map")
-    }
+    settings = {name: value for name, value in model.config.to_dict().items() if name not in ("model_type", "auto_map")}
     exported = HamLearningOnnxForTokenClassification(HamLearningOnnxConfig(**settings))
     exported.crf.load_state_dict(model.crf.state_dict())
     exported.config.auto_map["AutoModel"] = "onnx_hamlearning.HamLearningOnnxForTokenClassification"
@@ -157,9 +155,7 @@ def quantize(folder: str | Path):
                 )
                 in_blocks.process()
                 in_blocks.model.save_model_to_file(str(prepared), False)
-            quantize_dynamic(
-                prepared, path, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True
-            )
+            quantize_dynamic(prepared, path, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True)
 
 
 def _example(channels: int) -> dict[str, tuple[Tensor, tuple[int, ...]]]:

@@ -19,9 +19,11 @@ from datasets import Dataset, Features, Image
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
+from mner_data.files import UNFINISHED, atomic_write
+from mner_data.images import open_image
+from mner_data.loading import row_features
+from mner_data.readers import DataError, bio_labels, read_regions, read_splits, sha256
 from processors.region_extraction import build_region_extractor, keep_best, no_regions
-from training.data import DataError, label_names, open_image, read_regions, read_splits, row_features, sha256
-from training.files import UNFINISHED, written_whole
 from training.metric import MnerMetric
 
 ROWS_A_SHARD = 256
@@ -31,7 +33,7 @@ $metadata
 
 # $name
 
-Posts with named entities and, where there is one, the picture posted with them. A row holds `id`, `tokens`, `ner_tags`,
+PostSource with named entities and, where there is one, the picture posted with them. A row holds `id`, `tokens`, `ner_tags`,
 `image` and the picture's regions as `boxes` (x1, y1, x2, y2 in [0, 1]), `box_labels`, `box_scores`.
 
 $counts
@@ -46,7 +48,7 @@ $files
 
 $regions
 
-## Posts without a readable image
+## PostSource without a readable image
 
 $missing
 """)
@@ -56,7 +58,7 @@ def main(arguments: list[str] | None = None) -> Path:
     options = _parse(arguments)
     output = Path(options.output)
     posts, files = read_splits(options.text)
-    names = label_names(label for of_split in posts.values() for post in of_split for label in post["labels"])
+    names = bio_labels(label for of_split in posts.values() for post in of_split for label in post["labels"])
     settings = {
         "label_files": {split: sha256(path) for split, path in files.items()},
         "images": options.images and str(Path(options.images).resolve()),
@@ -106,13 +108,11 @@ def _claim(output: Path, settings: dict):
     mark = output / "prepare.json"
     if mark.is_file():
         if json.loads(mark.read_text()) != settings:
-            raise DataError(
-                f"{output} holds a data set of other files or settings: choose another --output or remove it"
-            )
+            raise DataError(f"{output} holds a data set of other files or settings: choose another --output or remove it")
     elif any(path.suffix != UNFINISHED for path in output.iterdir()):
         raise DataError(f"{output} is not empty: choose another --output")
     else:
-        with written_whole(mark) as path:
+        with atomic_write(mark) as path:
             path.write_text(json.dumps(settings, indent=1))
 
 
@@ -130,9 +130,7 @@ def _extractor(regions: str | None):
     return lambda images, ids: [keep_best(found, most) for found in extractor(images)]
 
 
-def prepare_split(
-    split: str, posts: list[dict], names: list[str], images: str | None, extract, folder: Path
-) -> list[str]:
+def prepare_split(split: str, posts: list[dict], names: list[str], images: str | None, extract, folder: Path) -> list[str]:
     """Write the split's shards; returns the posts without a readable image, with the reason."""
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(posts), ROWS_A_SHARD)
@@ -145,7 +143,7 @@ def prepare_split(
             rows, without = _rows(posts[start : start + ROWS_A_SHARD], images, extract)
             notes.parent.mkdir(exist_ok=True)
             notes.write_text(json.dumps(without))
-            with written_whole(path) as unfinished:
+            with atomic_write(path) as unfinished:
                 Dataset.from_dict(rows, features=features).to_parquet(str(unfinished))
         missing += json.loads(notes.read_text())
     return missing
@@ -173,9 +171,7 @@ def _rows(posts: list[dict], images: str | None, extract) -> tuple[dict[str, lis
     return rows, missing
 
 
-def write_card(
-    output: Path, posts: dict, files: dict, names: list[str], settings: dict, missing: dict[str, list[str]]
-):
+def write_card(output: Path, posts: dict, files: dict, names: list[str], settings: dict, missing: dict[str, list[str]]):
     """The data set's card: counts by split and type, hashes, orphan tags, missing images."""
     kinds = sorted({name[2:] for name in names if name != "O"})
     lines = ["| split | posts | words | entities | " + " | ".join(kinds) + " | orphan I- tags |"]

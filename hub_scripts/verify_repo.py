@@ -28,7 +28,7 @@ NEEDED = ("config.json", "processor_config.json", "tokenizer.json", "README.md",
 # Runs where only the repo's files are: prints a JSON of what each step gave or why it failed.
 STRANGER = """
 import json, sys
-OURS = ("modeling_hamlearning", "processors", "training", "hub_scripts")
+OURS = ("modeling_hamlearning", "processors", "mner_data", "training", "bulk", "hub_scripts")
 class NotHere:
     # The project may be installed in this environment; a stranger has not got it.
     def find_spec(self, name, path=None, target=None):
@@ -77,11 +77,7 @@ def verify(source: str, revision: str | None = None) -> list[tuple[str, str | No
     """Checks of a folder or a repo on the Hub: (name, what is wrong or `None`)."""
     with tempfile.TemporaryDirectory() as scratch:
         is_folder = Path(source).is_dir()
-        folder = (
-            Path(source)
-            if is_folder
-            else Path(snapshot_download(source, revision=revision, cache_dir=f"{scratch}/hub"))
-        )
+        folder = Path(source) if is_folder else Path(snapshot_download(source, revision=revision, cache_dir=f"{scratch}/hub"))
         checks = [
             ("every needed file", _missing_files(folder)),
             ("no pickle", _listed(path.name for path in folder.rglob("*") if path.suffix in PICKLES)),
@@ -138,11 +134,7 @@ def _missing_imports(folder: Path) -> str | None:
     for path in sorted(folder.glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.level:
-                name = (
-                    f"{node.module}.py"
-                    if node.module and node.level == 1
-                    else f"{'.' * node.level}{node.module or ''}"
-                )
+                name = f"{node.module}.py" if node.module and node.level == 1 else f"{'.' * node.level}{node.module or ''}"
                 if not (folder / name).is_file():
                     missing.append(f"{path.name} imports {name}")
     return _listed(missing)

@@ -5,8 +5,7 @@ from packaging import version
 
 if version.parse(transformers.__version__) < version.parse("5.0.0"):
     raise ImportError(
-        f"HamLearning needs transformers 5 or newer and found {transformers.__version__}: "
-        "pip install --upgrade 'transformers>=5'"
+        f"HamLearning needs transformers 5 or newer and found {transformers.__version__}: pip install --upgrade 'transformers>=5'"
     )
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -70,8 +69,7 @@ class HamLearningConfig(PreTrainedConfig):
         self.fusion_intermediate_size = self.fusion_intermediate_size or 2 * self.fusion_size
         if self.fusion_size % self.fusion_attention_heads:
             raise ValueError(
-                f"fusion_size {self.fusion_size} must be a multiple of fusion_attention_heads "
-                f"{self.fusion_attention_heads}"
+                f"fusion_size {self.fusion_size} must be a multiple of fusion_attention_heads {self.fusion_attention_heads}"
             )
         if self.num_iterations < 1:
             raise ValueError(f"num_iterations must be at least 1, got {self.num_iterations}")

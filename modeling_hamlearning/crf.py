@@ -21,9 +21,7 @@ def bio_constraints(label_names: list[str]) -> dict[str, Tensor]:
         if prefix == "I" and ("B", kind) not in labels:
             raise ValueError(f"label I-{kind} can never begin an entity: add B-{kind} to the labels {label_names}")
     may_start = torch.tensor([prefix != "I" for prefix, _ in labels])
-    may_follow = torch.tensor(
-        [[to[0] != "I" or (source[0] != "O" and source[1] == to[1]) for to in labels] for source in labels]
-    )
+    may_follow = torch.tensor([[to[0] != "I" or (source[0] != "O" and source[1] == to[1]) for to in labels] for source in labels])
     begin = [labels.index(("B", kind)) if prefix == "I" else place for place, (prefix, kind) in enumerate(labels)]
     return {
         "start_constraint": torch.zeros(len(labels)).masked_fill(~may_start, -torch.inf),
@@ -69,23 +67,23 @@ class HamLearningCRF(nn.Module):
             return start, transitions, torch.zeros_like(start)
         return start + self.start.float(), transitions + self.transitions.float(), self.end.float()
 
-    def repair(self, labels: Tensor, mask: Tensor) -> Tensor:
+    def orphans_to_begin(self, labels: Tensor, mask: Tensor) -> Tensor:
         """(B, W) labels with every orphan I-X, one that follows no B-X or I-X, read as B-X."""
         labels = labels.where(mask, 0)
         follows = self.transition_constraint[labels[:, :-1], labels[:, 1:]]
         legal = torch.cat([self.start_constraint[labels[:, :1]], follows], dim=1) == 0
         return torch.where(legal, labels, self.begin.long()[labels])
 
-    def labelled_words(self, emissions: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def drop_unlabelled(self, emissions: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Emissions, legal labels and mask of the posts without their words labelled −100, whose neighbours are linked."""
         known = mask & (labels >= 0)
         order = torch.argsort(~known, dim=1, stable=True)
         labels, known = labels.gather(1, order), known.gather(1, order)
-        return emissions.gather(1, order[..., None].expand_as(emissions)), self.repair(labels, known), known
+        return emissions.gather(1, order[..., None].expand_as(emissions)), self.orphans_to_begin(labels, known), known
 
     def forward(self, emissions: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         """Negative log-likelihood of the labels, (B,), over the words that have one."""
-        emissions, labels, known = self.labelled_words(emissions, labels, mask)
+        emissions, labels, known = self.drop_unlabelled(emissions, labels, mask)
         if not self.learned:
             nll = nn.functional.cross_entropy(emissions.float().transpose(1, 2), labels, reduction="none")
             return (nll * known).sum(1)
@@ -141,10 +139,10 @@ class HamLearningCRF(nn.Module):
             path.append(source.gather(1, path[-1][:, None]).squeeze(1))
         paths = torch.stack(path[::-1], dim=1)
         if min_probability > 0:
-            paths = self._without_unlikely(paths, emissions, mask, min_probability)
+            paths = self._drop_unlikely_entities(paths, emissions, mask, min_probability)
         return [labels[:length] for labels, length in zip(paths.tolist(), mask.sum(1).tolist(), strict=True)]
 
-    def _without_unlikely(self, paths: Tensor, emissions: Tensor, mask: Tensor, min_probability: float) -> Tensor:
+    def _drop_unlikely_entities(self, paths: Tensor, emissions: Tensor, mask: Tensor, min_probability: float) -> Tensor:
         if "O" not in self.label_names:
             raise ValueError(f"an unlikely entity becomes O, which the labels {self.label_names} lack")
         spans = self.spans(paths, mask)
@@ -160,9 +158,7 @@ class HamLearningCRF(nn.Module):
         """Entities of legal paths (B, W), in the order of the text, as `span_probabilities` takes them: (n, 5)."""
         labels = [_bio(label) for label in self.label_names]
         begins, insides = (torch.tensor([p == wanted for p, _ in labels], device=paths.device) for wanted in "BI")
-        inside = [
-            labels.index(("I", kind)) if ("I", kind) in labels else place for place, (_, kind) in enumerate(labels)
-        ]
+        inside = [labels.index(("I", kind)) if ("I", kind) in labels else place for place, (_, kind) in enumerate(labels)]
         begin, goes_on = begins[paths] & mask, insides[paths] & mask
         end = (begin | goes_on) & ~nn.functional.pad(goes_on, (0, 1))[:, 1:]
         (post, first), last, label = begin.nonzero().unbind(1), end.nonzero()[:, 1], paths[begin]

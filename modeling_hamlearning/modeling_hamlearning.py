@@ -148,16 +148,14 @@ class HamLearningTransformerLayer(GradientCheckpointingLayer):
         weight: Tensor | None = None,
         return_attention: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        mixed, attention = self.attention(
-            self.norm(hidden), self.context_norm(context), context_mask, weight, return_attention
-        )
+        mixed, attention = self.attention(self.norm(hidden), self.context_norm(context), context_mask, weight, return_attention)
         return self.feed_forward(hidden + self.dropout(mixed)), attention
 
 
 # Stage 1: intra-modality representation
 
 
-class HamLearningWords(nn.Module):
+class HamLearningWordPooling(nn.Module):
     """One vector a word, its first sub-token's; a learned one for a word that tokenizes to nothing."""
 
     def __init__(self, config: HamLearningConfig):
@@ -170,7 +168,7 @@ class HamLearningWords(nn.Module):
         return torch.where((word_positions >= 0)[..., None], hidden.gather(1, index), self.missing.to(hidden.dtype))
 
 
-class HamLearningGeometry(nn.Module):
+class HamLearningBoxEmbedding(nn.Module):
     """Where a grid cell or a region lies: an embedding of x1, y1, x2, y2, width and height."""
 
     def __init__(self, config: HamLearningConfig):
@@ -186,7 +184,7 @@ class HamLearningGeometry(nn.Module):
         return self.norm(self.outer(nn.functional.gelu(self.inner(features))))
 
 
-class HamLearningVisual(nn.Module):
+class HamLearningImageEmbeddings(nn.Module):
     """The backbone's feature map as a grid of d-dimensional cells, and each region's cells by RoIAlign on the same map."""
 
     def __init__(self, config: HamLearningConfig, num_channels: int):
@@ -252,8 +250,7 @@ class HamLearningSpatialEncoder(nn.Module):
 
         hidden = self.norm(regions)
         query, key, value = (
-            layer(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
+            layer(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )
         # All relations are scored at once and picked by type: (P, heads, K, R), not a vector a pair.
         relation_key = self.relation_key.weight.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0)
@@ -280,9 +277,7 @@ class HamLearningSemanticEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.fusion_size)
         self.layer = HamLearningTransformerLayer(config)
 
-    def forward(
-        self, regions: Tensor, labels: Tensor, label_mask: Tensor, cells: Tensor, region_mask: Tensor
-    ) -> Tensor:
+    def forward(self, regions: Tensor, labels: Tensor, label_mask: Tensor, cells: Tensor, region_mask: Tensor) -> Tensor:
         """regions (P, K, d), label embeddings (P, K, T, E) with mask (P, K, T), cells (P, G, d) → (P, K, d)."""
         mask = label_mask[..., None].to(labels.dtype)
         label = (labels * mask).sum(2) / mask.sum(2).clamp(min=1)
@@ -318,7 +313,7 @@ class HamLearningRelevance(nn.Module):
 # Stage 3: iterative cross-modal learning
 
 
-class HamLearningRound(nn.Module):
+class HamLearningCoAttentionRound(nn.Module):
     """One round of co-attention: the words attend to the visual memory, then the memory attends to the new words."""
 
     def __init__(self, config: HamLearningConfig, is_last: bool):
@@ -341,7 +336,7 @@ class HamLearningRound(nn.Module):
         return words, memory, attention
 
 
-class HamLearningGate(nn.Module):
+class HamLearningFusionGate(nn.Module):
     """Final gate: how much of the refined words joins the text's own."""
 
     def __init__(self, config: HamLearningConfig):
@@ -356,15 +351,15 @@ class HamLearningGate(nn.Module):
         return words + self.output(self.gate(torch.cat([narrow, refined], dim=-1)).sigmoid() * refined)
 
 
-class HamLearningImageSide(nn.Module):
+class HamLearningImageBranch(nn.Module):
     """Everything a post's image adds: stages 1 to 3 on the posts that have one. Without an image it does not exist."""
 
     def __init__(self, config: HamLearningConfig, num_channels: int, embedding_size: int):
         super().__init__()
         self.config = config
-        self.narrow = nn.Linear(config.text_config.hidden_size, config.fusion_size)
-        self.visual = HamLearningVisual(config, num_channels)
-        self.geometry = HamLearningGeometry(config)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.fusion_size)
+        self.image_embeddings = HamLearningImageEmbeddings(config, num_channels)
+        self.box_embedding = HamLearningBoxEmbedding(config)
         if config.use_spatial:
             self.spatial = HamLearningSpatialEncoder(config)
         if config.use_semantic:
@@ -373,10 +368,10 @@ class HamLearningImageSide(nn.Module):
         if config.use_relevance:
             self.relevance = nn.ModuleList(HamLearningRelevance(config) for _ in config.levels)
         self.rounds = nn.ModuleList(
-            HamLearningRound(config, is_last=index == config.num_iterations - 1)
+            HamLearningCoAttentionRound(config, is_last=index == config.num_iterations - 1)
             for index in range(config.num_iterations)
         )
-        self.gate = HamLearningGate(config)
+        self.gate = HamLearningFusionGate(config)
 
     def memories(
         self,
@@ -388,14 +383,14 @@ class HamLearningImageSide(nn.Module):
         label_mask: Tensor,
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """Stage 1: each level's memory (P, M_level, d) and its mask."""
-        cells, cell_boxes, regions = self.visual(feature_map, region_boxes)
+        cells, cell_boxes, regions = self.image_embeddings(feature_map, region_boxes)
         # Every token says where it lies, so that words which name a place find it at each level.
-        where = self.geometry(region_boxes)
+        where = self.box_embedding(region_boxes)
         objects = regions + where
         memories = {}
         if self.config.use_global:
             everywhere = torch.ones(cells.shape[:2], dtype=torch.bool, device=cells.device)
-            memories["global"] = cells + self.geometry(cell_boxes), everywhere
+            memories["global"] = cells + self.box_embedding(cell_boxes), everywhere
         if self.config.use_objects:
             memories["object"] = objects, region_mask
         if self.config.use_spatial:
@@ -418,7 +413,7 @@ class HamLearningImageSide(nn.Module):
         loss = torch.zeros((), device=words.device)
         if len(words) < 2:
             return loss
-        sentence = self.sentence(self.narrow(words), word_mask)
+        sentence = self.sentence(self.text_projection(words), word_mask)
         for relevance, (memory, mask) in zip(self.relevance, memories.values(), strict=True):
             for shift, label in ((0, 1.0), (1, 0.0)):
                 shown = mask.roll(shift, 0)
@@ -432,7 +427,7 @@ class HamLearningImageSide(nn.Module):
         self, words: Tensor, word_mask: Tensor, memories: dict[str, tuple[Tensor, Tensor]], output_attentions: bool
     ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...] | None]:
         """Stages 2 and 3: refined words (P, W, H), relevance (P, 4), word-region attention (P, W, K), cross-attentions."""
-        narrow = self.narrow(words)
+        narrow = self.text_projection(words)
         sentence = self.sentence(narrow, word_mask)
 
         relevance = narrow.new_zeros(words.shape[0], len(LEVELS))
@@ -483,7 +478,7 @@ class HamLearningPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _no_split_modules = ["HamLearningImageSide", "HamLearningCRF"]
+    _no_split_modules = ["HamLearningImageBranch", "HamLearningCRF"]
     # The CRF's log-sums over a post do not survive bf16.
     _keep_in_fp32_modules_strict = ["crf"]
 
@@ -504,7 +499,7 @@ class HamLearningPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, HamLearningWords):
+        if isinstance(module, HamLearningWordPooling):
             init.normal_(module.missing, std=self.config.initializer_range)
         elif isinstance(module, HamLearningCRF):
             for name, constraint in bio_constraints(module.label_names).items():
@@ -523,11 +518,11 @@ class HamLearningModel(HamLearningPreTrainedModel):
         if getattr(self.text_encoder, "pooler", None) is not None:
             # A sentence vector nobody reads: cost in forward, an unused parameter in DistributedDataParallel.
             self.text_encoder.pooler = None
-        self.words = HamLearningWords(config)
+        self.words = HamLearningWordPooling(config)
         if config.levels:
             self.vision_encoder = AutoBackbone.from_config(config.vision_config)
             embedding_size = self.text_encoder.get_input_embeddings().weight.shape[1]
-            self.image_side = HamLearningImageSide(config, self.vision_encoder.channels[-1], embedding_size)
+            self.image_branch = HamLearningImageBranch(config, self.vision_encoder.channels[-1], embedding_size)
         self.vision_frozen = False
         self.post_init()
 
@@ -631,14 +626,14 @@ class HamLearningModel(HamLearningPreTrainedModel):
             has_image = words.new_ones(words.shape[0], dtype=torch.bool) if has_image is None else has_image.bool()
             posts = has_image.nonzero().squeeze(1)
             if len(posts):
-                side = self._image_side_inputs(
+                side = self.prepare_image_inputs(
                     posts, picture, vision_features is None, image_sizes, region_boxes, region_label_ids, region_mask
                 )
-                memories = self.image_side.memories(**side)
+                memories = self.image_branch.memories(**side)
                 shown = words[posts], word_mask[posts], memories
-                fused, related, attended, cross_attentions = self.image_side(*shown, bool(output_attentions))
+                fused, related, attended, cross_attentions = self.image_branch(*shown, bool(output_attentions))
                 if self.training and self.config.use_relevance and self.config.relevance_loss_weight > 0:
-                    relevance_loss = self.image_side.matching_loss(*shown)
+                    relevance_loss = self.image_branch.matching_loss(*shown)
                 words = words.index_copy(0, posts, fused.to(words.dtype))
                 relevance = relevance.index_copy(0, posts, related.to(words.dtype))
                 if attended.shape[-1]:
@@ -655,7 +650,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
         )
         return output if return_dict else output.to_tuple()
 
-    def _image_side_inputs(
+    def prepare_image_inputs(
         self, posts, picture, is_pixels, image_sizes, region_boxes, region_label_ids, region_mask
     ) -> dict[str, Tensor]:
         """The image side's inputs for the posts (P,) that have an image, with what was not given filled in."""
@@ -673,7 +668,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
         else:
             region_label_ids = region_label_ids[posts]
         return {
-            "feature_map": feature_map.to(self.image_side.visual.projection.weight.dtype),
+            "feature_map": feature_map.to(self.image_branch.image_embeddings.projection.weight.dtype),
             "image_sizes": image_sizes,
             # Padding may hold anything: a not-a-number there must not spread.
             "region_boxes": region_boxes.masked_fill(~region_mask[..., None], 0),

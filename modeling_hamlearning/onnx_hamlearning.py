@@ -76,9 +76,7 @@ class HamLearningOnnxForTokenClassification(HamLearningForTokenClassification):
         output_hidden_states: bool | None = None,
     ) -> HamLearningTokenClassifierOutput:
         if output_attentions or output_hidden_states:
-            raise ValueError(
-                "an exported model gives neither attentions nor hidden states: load the model it was made of"
-            )
+            raise ValueError("an exported model gives neither attentions nor hidden states: load the model it was made of")
         if word_positions is None:
             raise ValueError("word_positions is missing: call the model with what HamLearningProcessor returns")
         input_ids = input_ids[:, None] if input_ids.ndim == 2 else input_ids
@@ -100,15 +98,12 @@ class HamLearningOnnxForTokenClassification(HamLearningForTokenClassification):
             "vision_features": vision_features,
             "image_sizes": torch.ones(num_posts, 2) if image_sizes is None else image_sizes,
             "region_boxes": region_boxes,
-            "region_label_ids": torch.zeros(num_posts, num_regions, 0)
-            if region_label_ids is None
-            else region_label_ids,
+            "region_label_ids": torch.zeros(num_posts, num_regions, 0) if region_label_ids is None else region_label_ids,
             "region_mask": torch.ones(num_posts, num_regions) if region_mask is None else region_mask,
         }
         given["attention_mask"] = given["attention_mask"].reshape(input_ids.shape)
         feed = {
-            wanted.name: given[wanted.name].detach().to("cpu", DTYPES[wanted.type]).numpy()
-            for wanted in self.tagger.get_inputs()
+            wanted.name: given[wanted.name].detach().to("cpu", DTYPES[wanted.type]).numpy() for wanted in self.tagger.get_inputs()
         }
         logits, relevance, attention = (torch.from_numpy(out).to(device) for out in self.tagger.run(None, feed))
         return HamLearningTokenClassifierOutput(logits=logits, relevance=relevance, word_region_attention=attention)

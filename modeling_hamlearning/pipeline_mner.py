@@ -21,14 +21,14 @@ from .drawing import draw, draw_html
 
 OPTIONS = ("return_attention", "return_relevance")
 POST_FIELDS = ("text", "image", "boxes", "box_labels", "box_scores")
-# Posts are read this many batches ahead, so that a batch can be made of posts of like length.
+# PostSource are read this many batches ahead, so that a batch can be made of posts of like length.
 BATCHES_AHEAD = 16
 # Files are opened and resized by threads this many batches ahead: PIL and torchvision let others run meanwhile.
 THREADS, BATCHES_OPENED_AHEAD = 4, 2
 ENCODED_PICTURES = 128
 
 
-class Opened(NamedTuple):
+class PreparedImage(NamedTuple):
     """A post's picture: a hash of its pixels, the pixels (3, height, width) as the model takes them, the original's size
     (height, width), and the picture itself where the region extractor has to look at it.
     """
@@ -39,7 +39,7 @@ class Opened(NamedTuple):
     picture: Image.Image | None
 
 
-class EncodedPictures:
+class FeatureMapCache:
     """Feature maps of the pictures a stream showed last, so that an equal one is not encoded again."""
 
     def __init__(self, most: int = ENCODED_PICTURES):
@@ -90,9 +90,7 @@ class MnerPipeline(Pipeline):
 
     def _sanitize_parameters(self, **options):
         if unknown := set(options) - set(OPTIONS):
-            raise TypeError(
-                f'pipeline("mner") does not know {sorted(unknown)}; it takes batch_size, {", ".join(OPTIONS)}'
-            )
+            raise TypeError(f'pipeline("mner") does not know {sorted(unknown)}; it takes batch_size, {", ".join(OPTIONS)}')
         return {}, {}, options
 
     def __call__(self, inputs, **kwargs):
@@ -126,7 +124,7 @@ class MnerPipeline(Pipeline):
         postprocess_params: dict,
     ) -> Iterator[list[dict[str, Any]]]:
         """Results in the order of the posts; within a window of posts, batches are grouped by length."""
-        numbered, encoded = enumerate(inputs), EncodedPictures()
+        numbered, encoded = enumerate(inputs), FeatureMapCache()
         with ThreadPoolExecutor(num_workers or THREADS) as threads:
             while window := list(islice(numbered, batch_size * BATCHES_AHEAD)):
                 posts = [self._parse(post, index) for index, post in window]
@@ -138,11 +136,9 @@ class MnerPipeline(Pipeline):
                     while batches or ahead:
                         while batches and len(ahead) <= BATCHES_OPENED_AHEAD:
                             places = batches.popleft()
-                            ahead.append((places, [self._start_opening(posts[place], threads) for place in places]))
+                            ahead.append((places, [self._submit_image(posts[place], threads) for place in places]))
                         places, opening = ahead.popleft()
-                        opened = [
-                            one.result() if isinstance(one, Future) else one and self._open(one) for one in opening
-                        ]
+                        opened = [one.result() if isinstance(one, Future) else one and self._open(one) for one in opening]
                         batch = self.preprocess([posts[place] for place in places], opened, **preprocess_params)
                         tagged = self.forward(batch | {"encoded": encoded}, **forward_params)
                         for place, result in zip(places, self.postprocess(tagged, **postprocess_params), strict=True):
@@ -153,16 +149,16 @@ class MnerPipeline(Pipeline):
                 _give_back_memory()
                 yield from results
 
-    def _start_opening(self, post: dict[str, Any], threads: ThreadPoolExecutor) -> Future | dict[str, Any] | None:
+    def _submit_image(self, post: dict[str, Any], threads: ThreadPoolExecutor) -> Future | dict[str, Any] | None:
         if post["image"] is None:
             return None
         # A PIL image may be another post's as well, and is not safe to be read by two threads.
         return post if isinstance(post["image"], Image.Image) else threads.submit(self._open, post)
 
-    def _open(self, post: dict[str, Any]) -> Opened:
+    def _open(self, post: dict[str, Any]) -> PreparedImage:
         picture = self._load(post)
         pixels = self.processor.image_processor(images=[picture], return_tensors="pt")["pixel_values"][0]
-        return Opened(
+        return PreparedImage(
             key=hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
             pixels=pixels,
             size=(picture.height, picture.width),
@@ -180,9 +176,7 @@ class MnerPipeline(Pipeline):
         post = {"text": post} if isinstance(post, str) else post
         where = f"post {index}"
         if not isinstance(post, dict):
-            raise ValueError(
-                f'{where}: a post is a string or a dict with "text" and "image", not {type(post).__name__}'
-            )
+            raise ValueError(f'{where}: a post is a string or a dict with "text" and "image", not {type(post).__name__}')
         if unknown := set(post) - set(POST_FIELDS):
             raise ValueError(f"{where}: unknown field {sorted(unknown)}; a post has {', '.join(POST_FIELDS)}")
         parsed = dict.fromkeys(POST_FIELDS) | post
@@ -198,7 +192,7 @@ class MnerPipeline(Pipeline):
         parsed["where"] = where
         return parsed
 
-    def preprocess(self, posts: list[dict[str, Any]], opened: list[Opened | None]) -> dict[str, Any]:
+    def preprocess(self, posts: list[dict[str, Any]], opened: list[PreparedImage | None]) -> dict[str, Any]:
         sizes = [picture and picture.size for picture in opened]
         given = {name: [post[name] for post in posts] for name in ("boxes", "box_labels", "box_scores")}
         shown = [picture and (picture.picture or picture.size) for picture in opened]
@@ -289,7 +283,5 @@ class MnerPipeline(Pipeline):
                 "score": score,
                 "attention": share,
             }
-            for box, label, score, share in zip(
-                given["boxes"], given["box_labels"], given["box_scores"], attention, strict=False
-            )
+            for box, label, score, share in zip(given["boxes"], given["box_labels"], given["box_scores"], attention, strict=False)
         ]

@@ -1,4 +1,4 @@
-"""Posts to tensors: words to windows of sub-tokens, pictures to pixels, regions to boxes and label tokens."""
+"""PostSource to tensors: words to windows of sub-tokens, pictures to pixels, regions to boxes and label tokens."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ class HamLearningProcessor(ProcessorMixin):
         max_length (`int`, *optional*): sub-tokens of a window, special ones included; the tokenizer's own limit if unset.
     """
 
-    def __init__(
-        self, image_processor=None, tokenizer=None, region_config: dict | None = None, max_length: int | None = None
-    ):
+    def __init__(self, image_processor=None, tokenizer=None, region_config: dict | None = None, max_length: int | None = None):
         if tokenizer is not None and not tokenizer.is_fast:
             raise ValueError(f"{type(tokenizer).__name__} is slow: a fast tokenizer is needed to align words")
         self.region_config = {"name": "grid", "max_regions": 16} | (region_config or {})
@@ -112,9 +110,7 @@ class HamLearningProcessor(ProcessorMixin):
         """A picture as the model sees it: see `image_loading.load_image`."""
         return load_image(image, **options)
 
-    def load_images(
-        self, images: list, names: list[str] | None = None, allow_urls: bool = False
-    ) -> list[Image.Image | None]:
+    def load_images(self, images: list, names: list[str] | None = None, allow_urls: bool = False) -> list[Image.Image | None]:
         """Open the pictures of posts; an error names the post (`names[i]`, or its place)."""
         names = names or [f"post {index}" for index in range(len(images))]
         opened = []
@@ -142,9 +138,7 @@ class HamLearningProcessor(ProcessorMixin):
         wanted = [place for place in range(count) if images[place] is not None and boxes[place] is None]
         for place in wanted:
             if self.needs_picture(None) and not isinstance(images[place], Image.Image):
-                raise ValueError(
-                    f"{names[place]}, field boxes: are missing, and without the picture none can be found"
-                )
+                raise ValueError(f"{names[place]}, field boxes: are missing, and without the picture none can be found")
         found = dict(zip(wanted, self._extract([images[place] for place in wanted]), strict=True))
         regions = []
         for place in range(count):
@@ -275,9 +269,7 @@ class HamLearningProcessor(ProcessorMixin):
         names, which = np.unique(np.array(labels, dtype=object), return_inverse=True) if labels else ([], [])
         tokens = [self._label_tokens(name) for name in names]
         longest = max(map(len, tokens), default=0)
-        table = np.array([row + [pad] * (longest - len(row)) for row in tokens], dtype=np.int64).reshape(
-            len(tokens), longest
-        )
+        table = np.array([row + [pad] * (longest - len(row)) for row in tokens], dtype=np.int64).reshape(len(tokens), longest)
         label_ids = np.full((len(regions), num_regions, longest), pad, dtype=np.int64)
         if labels:
             label_ids[mask] = table[which]
@@ -291,9 +283,7 @@ class HamLearningProcessor(ProcessorMixin):
         words = _SURROGATE.sub("\ufffd", label[:MAX_WORD_CHARACTERS]).split()
         if not words:
             return []
-        return self.tokenizer(words, is_split_into_words=True, add_special_tokens=False)["input_ids"][
-            :MAX_LABEL_TOKENS
-        ]
+        return self.tokenizer(words, is_split_into_words=True, add_special_tokens=False)["input_ids"][:MAX_LABEL_TOKENS]
 
     @property
     def model_input_names(self) -> list[str]:

@@ -15,14 +15,15 @@ from PIL import Image
 from transformers import BertConfig, pipeline
 
 from hub_scripts import prepare_dataset
+from mner_data.loading import load_splits
+from mner_data.readers import DataError
+from mner_data.synthetic_images import pure_noise
 from processors import HamLearningImageProcessor, HamLearningProcessor
+from tests.tiny import tiny_tokenizer
+from tests.tiny_model import tiny_model
 from training.collator import MnerCollator
-from training.data import DataError, load_splits
-from training.planted_pictures import pure_noise
 
 from .fuzz.mutations import pictures
-from .modeling.tiny_model import tiny_model
-from .tiny import tiny_tokenizer
 
 TEXTS = {
     "empty": "",

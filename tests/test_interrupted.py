@@ -22,10 +22,10 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from training.checkpoints import OutputError, checkpoints, is_whole
+from tests.tiny_model import tiny_model
+from training.checkpoints import OutputError, checkpoints, is_complete
 from training.trainer import MnerTrainer, NotFiniteError
 
-from .modeling.tiny_model import tiny_model
 from .test_train import SMALL, run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,9 +46,7 @@ def train_until(folder: Path, arguments: list[str], moment, launcher: list[str],
     command = [sys.executable, *launcher, "train.py", "configs/demo.yaml", *arguments, "--output_dir", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with open(folder.parent / "log.txt", "ab") as log:
-        process = psutil.Popen(
-            [*command, "--resume_from_checkpoint", "auto"], cwd=ROOT, env=environment, stdout=log, stderr=log
-        )
+        process = psutil.Popen([*command, "--resume_from_checkpoint", "auto"], cwd=ROOT, env=environment, stdout=log, stderr=log)
         try:
             while process.poll() is None:
                 if moment(folder):
@@ -100,7 +98,7 @@ def kill_and_compare(tmp_path: Path, arguments: list[str], seed: int, wanted: in
         if not train_until(killed, arguments, moment, launcher, kill):
             break
         kills += 1
-        torn += any(not is_whole(path) for path in checkpoints(killed))
+        torn += any(not is_complete(path) for path in checkpoints(killed))
     assert kills == wanted, f"the run ended after {kills} kills: give it more steps"
     assert torn > 0, "no kill fell into the writing of a checkpoint"
     train_until(killed, arguments, lambda folder: False, launcher, kill)
@@ -150,7 +148,7 @@ def test_two_processes_killed(tmp_path):
 
 def test_resumed_in_a_later_epoch_ends_at_the_same_weights(tmp_path):
     """The order of the posts came from the random state at the start of the process, not of the epoch."""
-    steps = ("--planted_posts", "[12, 4, 4]", "--max_steps", "7", "--eval_strategy", "no", "--do_eval", "false")
+    steps = ("--synthetic_posts", "[12, 4, 4]", "--max_steps", "7", "--eval_strategy", "no", "--do_eval", "false")
     run(tmp_path / "whole", *steps, "--save_strategy", "steps", "--save_steps", "1",
         "--save_total_limit", "9")  # fmt: skip
     run(tmp_path / "resumed", *steps, "--save_strategy", "no",
@@ -174,8 +172,8 @@ def test_a_half_written_checkpoint_is_never_gone_on_from(tmp_path, caplog):
 def test_a_folder_of_another_model_or_data_is_refused_unless_told(tmp_path):
     run(tmp_path, *SHORT)
     before = weights(tmp_path)
-    with pytest.raises(OutputError, match=r"holds another run \(planted_posts differ\).*--overwrite_output_dir"):
-        run(tmp_path, *SHORT, "--planted_posts", "[36, 8, 8]")
+    with pytest.raises(OutputError, match=r"holds another run \(synthetic_posts differ\).*--overwrite_output_dir"):
+        run(tmp_path, *SHORT, "--synthetic_posts", "[36, 8, 8]")
     with pytest.raises(OutputError, match=r"holds another run \(image_size differ\)"):
         run(tmp_path, *SHORT, "--image_size", "32", "--resume_from_checkpoint", "auto")
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(tmp_path).items())
@@ -190,9 +188,7 @@ def test_a_folder_of_another_model_or_data_is_refused_unless_told(tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     run(tmp_path / "a", *SHORT)
     other = ("--resume_from_checkpoint", str(tmp_path / "a" / "checkpoint-1"))
-    with pytest.raises(
-        OutputError, match="checkpoint-1 is a checkpoint of another model: fusion_size, use_crf differ"
-    ):
+    with pytest.raises(OutputError, match="checkpoint-1 is a checkpoint of another model: fusion_size, use_crf differ"):
         run(tmp_path / "b", *SHORT, *other, "--model_config", "{use_crf: false}")
     with pytest.raises(OutputError, match="another model: text_config.hidden_size, text_config.num_hidden_layers"):
         run(tmp_path / "c", *SHORT, *other, "--text_config", "{num_hidden_layers: 2}")
@@ -236,11 +232,9 @@ def test_a_full_disk_is_named_and_leaves_what_was_written(tmp_path):
     size = sum(path.stat().st_size for path in (tmp_path / "sizes" / "checkpoint-1").iterdir())
     for share, left in ((1.5, ["checkpoint-1"]), (0.5, [])):
         with mounted(tmp_path / f"disk{share}", f"{int(share * size) // 1024}k") as disk:
-            with pytest.raises(
-                OutputError, match=rf"written to .*disk{share}, where .* MB are free.*(go on from|no whole)"
-            ):
+            with pytest.raises(OutputError, match=rf"written to .*disk{share}, where .* MB are free.*(go on from|no whole)"):
                 run(disk, *SHORT)
-            assert [path.name for path in checkpoints(disk) if is_whole(path)] == left
+            assert [path.name for path in checkpoints(disk) if is_complete(path)] == left
     # The model of an earlier run stays as it was when there is no room for the next.
     with mounted(tmp_path / "final", f"{size * 3 // 1024}k") as disk:
         last = ("--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no")

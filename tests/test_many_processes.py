@@ -76,7 +76,7 @@ def compare(one, two):
 def test_planted_posts(tmp_path):
     # 820 posts: enough that groups made for the batch of one process would differ.
     # 31 and 13 to score, which no batch divides; some batches have no image.
-    one, two = on_one_and_on_two(tmp_path, 4, "--planted_posts", "[820, 31, 13]", "--do_predict",
+    one, two = on_one_and_on_two(tmp_path, 4, "--synthetic_posts", "[820, 31, 13]", "--do_predict",
                                  "--per_device_eval_batch_size", "4")  # fmt: skip
     compare(one, two)
     assert one[2] == two[2] and one[2].count("IMGID:") == 13

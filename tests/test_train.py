@@ -1,4 +1,4 @@
-"""train.py as it is run, on planted posts and tiny stand-ins for the encoders that the configs name."""
+"""train.py as it is run, on synthetic posts and tiny stand-ins for the encoders that the configs name."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from safetensors.torch import load_file
 from transformers import AutoModel, BertConfig, TrainerState, pipeline
 
 import train
-from benchmarks.ground_measures import gold_entities
+from benchmarks.controlled.measures import gold_entities
+from examples.demo import f1, post_of
+from mner_data.loading import dataset_labels
+from mner_data.readers import read_conll
+from mner_data.synthetic_images import pure_noise
+from mner_data.synthetic_posts import synthetic_dataset
 from processors import HamLearningImageProcessor, HamLearningProcessor
+from tests.tiny import tiny_tokenizer
 from training.arguments import parse_arguments
 from training.collator import MnerCollator
-from training.data import labels_of, read_conll
-from training.demo import f1, post_of
-from training.planted import planted_dataset
-from training.planted_pictures import pure_noise
 from training.trainer import NotFiniteError
-
-from .tiny import tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
     "--text_config", "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}",
     "--model_config", "{fusion_size: 32, num_iterations: 2, fusion_attention_heads: 2}",
-    "--image_size", "64", "--planted_posts", "[32, 8, 8]", "--per_device_train_batch_size", "4", "--seed", "3",
+    "--image_size", "64", "--synthetic_posts", "[32, 8, 8]", "--per_device_train_batch_size", "4", "--seed", "3",
     "--logging_steps", "1", "--use_cpu", "--disable_tqdm", "true",
 ]  # fmt: skip
 
@@ -51,7 +51,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "model"
     rows = tmp_path_factory.mktemp("rows") / "rows.json"
     rows.write_text(json.dumps({"use_spatial off": {"f1": 0.25, "f1_strict": 0.125}}))
-    results = run(folder, "--do_predict", "--card_rows", str(rows), "--max_steps", "6",
+    results = run(folder, "--do_predict", "--card_reference_scores", str(rows), "--max_steps", "6",
                   "--eval_strategy", "steps", "--eval_steps", "3",
                   "--save_strategy", "steps", "--save_steps", "3", "--save_total_limit", "5")  # fmt: skip
     return folder, results
@@ -76,7 +76,7 @@ def test_a_run_leaves_everything(trained):
 
 def test_the_predictions_file_has_every_word(trained):
     folder, _ = trained
-    test = planted_dataset(8, 2)
+    test = synthetic_dataset(8, 2)
     posts = (folder / "predictions.txt").read_text(encoding="utf-8").split("IMGID:")[1:]
     assert len(posts) == 8
     for row, post in zip(test, posts, strict=True):
@@ -99,16 +99,10 @@ def test_the_card_is_whole(trained):
         "F1 (default seqeval), use_spatial off": 0.25,
         "F1 (strict IOB2), use_spatial off": 0.125,
     }
-    assert (
-        f"| *{other}* | {results['text_only_f1']:.4f} |" in card.text and "| *use_spatial off* | 0.2500 |" in card.text
-    )
+    assert f"| *{other}* | {results['text_only_f1']:.4f} |" in card.text and "| *use_spatial off* | 0.2500 |" in card.text
     headings = ["Use", "Scores", "Training", "Limits and risks"]
     assert [line[3:] for line in card.text.split("\n") if line.startswith("## ")] == headings
-    assert (
-        "checkpoint of the last epoch" in card.text
-        and (folder / "curves.png").is_file()
-        and "(curves.png)" in card.text
-    )
+    assert "checkpoint of the last epoch" in card.text and (folder / "curves.png").is_file() and "(curves.png)" in card.text
     assert "seed: 3" in card.text and "fusion_size: 32" in card.text
     assert "$" not in card.text and 'pipeline("mner"' in card.text and "LOC, MISC, ORG, PER" in card.text
 
@@ -195,20 +189,18 @@ def test_ways_to_train(change, stand_ins, tmp_path):
     ]
     run(tmp_path, *base, *arguments)
     saved = weights(tmp_path)
-    assert any("image_side" in name for name in saved) == (change != "text alone")
+    assert any("image_branch" in name for name in saved) == (change != "text alone")
 
 
 def test_learning_rates_by_part():
-    model, _, arguments = parse_arguments(
-        ["--learning_rate", "1e-5", "--head_learning_rate=1e-3", "--output_dir", "/tmp/x"]
-    )
+    model, _, arguments = parse_arguments(["--learning_rate", "1e-5", "--head_learning_rate=1e-3", "--output_dir", "/tmp/x"])
     assert (arguments.learning_rate, arguments.head_learning_rate, arguments.vision_learning_rate) == (
         1e-5,
         1e-3,
         None,
     )
     trainer = train.MnerTrainer.__new__(train.MnerTrainer)
-    from .modeling.tiny_model import tiny_model
+    from tests.tiny_model import tiny_model
 
     trainer.args, trainer.model, trainer.optimizer, trainer.optimizer_cls_and_kwargs = (
         arguments,
@@ -299,13 +291,13 @@ def test_rows_with_a_wrong_number_of_labels_are_named():
 
 def score_loss(folder: Path) -> float:
     """Mean log-loss of the scores of a model's entities in the posts that the runs are validated on."""
-    rows = planted_dataset(8, 1)
+    rows = synthetic_dataset(8, 1)
     tagged = pipeline("mner", model=str(folder), trust_remote_code=True)([post_of(row) for row in rows])
     losses = []
     for row, entities in zip(rows, tagged, strict=True):
         gold = {
             (kind, " ".join(row["tokens"][first : last + 1]), len(" ".join([*row["tokens"][:first], ""])))
-            for kind, first, last in gold_entities(row, labels_of(rows))
+            for kind, first, last in gold_entities(row, dataset_labels(rows))
         }
         for entity in entities:
             right = (entity["entity_group"], entity["word"], entity["start"]) in gold
@@ -323,9 +315,7 @@ def test_calibration_scales_the_scores_and_nothing_else(trained, tmp_path):
     assert score_loss(tmp_path) < score_loss(folder)
     scaled = ("classifier.weight", "classifier.bias", "crf.start", "crf.end", "crf.transitions")
     for name, weight in weights(tmp_path).items():
-        torch.testing.assert_close(
-            weight * (temperature if name in scaled else 1), expected[name], rtol=1e-5, atol=1e-7
-        )
+        torch.testing.assert_close(weight * (temperature if name in scaled else 1), expected[name], rtol=1e-5, atol=1e-7)
 
 
 def test_scoring_without_training_is_refused(tmp_path):
@@ -334,9 +324,7 @@ def test_scoring_without_training_is_refused(tmp_path):
 
 
 def test_text_stays_text_and_numbers_are_numbers(tmp_path):
-    (tmp_path / "a.yaml").write_text(
-        "text: 2017\nlearning_rate: 3e-5\nmodel_config: {initializer_range: 2e-2, a: [1E3, x1e5]}\n"
-    )
+    (tmp_path / "a.yaml").write_text("text: 2017\nlearning_rate: 3e-5\nmodel_config: {initializer_range: 2e-2, a: [1E3, x1e5]}\n")
     model, data, training = parse_arguments(
         [
             str(tmp_path / "a.yaml"),
@@ -378,7 +366,7 @@ def test_posts_without_a_word_can_be_trained_on(tmp_path):
 
 
 def test_the_order_of_the_posts_follows_from_seed_and_epoch_alone(tmp_path):
-    data = planted_dataset(900, 0, "global").remove_columns("image")
+    data = synthetic_dataset(900, 0, "global").remove_columns("image")
     data = data.add_column("length", [len(tokens) for tokens in data["tokens"]])
     orders = {}
     for name, arguments, world, epoch in (
@@ -403,15 +391,15 @@ def test_the_order_of_the_posts_follows_from_seed_and_epoch_alone(tmp_path):
 def test_rows_for_the_card_are_checked(tmp_path):
     (tmp_path / "rows.json").write_text('{"no CRF": {"f1": 0.5}}')
     with pytest.raises(ValueError, match="row 'no CRF': numbers f1 and f1_strict"):
-        run(tmp_path, "--card_rows", str(tmp_path / "rows.json"))
+        run(tmp_path, "--card_reference_scores", str(tmp_path / "rows.json"))
     with pytest.raises(ValueError, match="cannot be read as JSON"):
-        run(tmp_path, "--card_rows", str(tmp_path / "none.json"))
+        run(tmp_path, "--card_reference_scores", str(tmp_path / "none.json"))
 
 
 def test_the_text_only_row_is_the_model_without_the_pictures(trained):
     """The posts without a picture score alike, whichever way the picture is left out."""
     folder, results = trained
-    rows = planted_dataset(8, 1)
+    rows = synthetic_dataset(8, 1)
     ner = pipeline("mner", model=str(folder), trust_remote_code=True)
     tagged = ner([{"text": row["tokens"], "image": None} for row in rows])
-    assert results["text_only_f1"] == pytest.approx(f1(rows, tagged, labels_of(rows)))
+    assert results["text_only_f1"] == pytest.approx(f1(rows, tagged, dataset_labels(rows)))

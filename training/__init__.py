@@ -1,1 +1,1 @@
-"""What only training needs: data sets, planted posts, collator, metric, trainer, curves, card."""
+"""What only training needs: arguments, model building, collator, trainer, metric, calibration, checkpoints, card."""

@@ -22,9 +22,7 @@ class ModelArguments:
     text_pretrained: bool = field(default=True, metadata={"help": "False: the encoder's shape with random weights."})
     text_config: dict[str, Any] = field(
         default_factory=dict,
-        metadata={
-            "help": "For text: from_scratch: the shape of a small encoder: model_type (bert if unset), hidden_size …."
-        },
+        metadata={"help": "For text: from_scratch: the shape of a small encoder: model_type (bert if unset), hidden_size …."},
     )
     tokenizer_config: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "For text: from_scratch: kind (word, char), min_count, lowercase."}
@@ -52,19 +50,15 @@ class DataArguments:
     """Which posts."""
 
     data_path: str = field(
-        default="planted", metadata={"help": "CoNLL file or folder, saved data set, Hub name, or planted."}
+        default="synthetic", metadata={"help": "CoNLL file or folder, saved data set, Hub name, or synthetic."}
     )
-    image_dir: str | None = field(
-        default=None, metadata={"help": "Images of CoNLL posts; default: images beside them."}
-    )
-    regions_file: str | None = field(
-        default=None, metadata={"help": "JSONL of regions; default: regions.jsonl beside."}
-    )
+    image_dir: str | None = field(default=None, metadata={"help": "Images of CoNLL posts; default: images beside them."})
+    regions_file: str | None = field(default=None, metadata={"help": "JSONL of regions; default: regions.jsonl beside."})
     use_images: bool = field(default=True, metadata={"help": "False: the text alone, all levels off."})
-    planted_posts: list[int] = field(
-        default_factory=lambda: [3000, 300, 300], metadata={"help": "Planted posts of train, validation and test."}
+    synthetic_posts: list[int] = field(
+        default_factory=lambda: [3000, 300, 300], metadata={"help": "Synthetic posts of train, validation and test."}
     )
-    card_rows: str | None = field(
+    card_reference_scores: str | None = field(
         default=None,
         metadata={"help": 'Rows of other runs for the card: a JSON file {"name": {"f1": …, "f1_strict": …}}.'},
     )
@@ -89,9 +83,7 @@ class MnerTrainingArguments(TrainingArguments):
     )
     calibrate: bool = field(
         default=False,
-        metadata={
-            "help": "After training, scale the scores so that on validation they are as often right as they say."
-        },
+        metadata={"help": "After training, scale the scores so that on validation they are as often right as they say."},
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without a better F1."}
@@ -127,10 +119,10 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     parser = HfArgumentParser(ARGUMENTS)
     if "--help" in arguments or "-h" in arguments:
         parser.parse_args(["--help"])
-    return parser.parse_dict(given_arguments(arguments))
+    return parser.parse_dict(merge_config_and_cli(arguments))
 
 
-def given_arguments(arguments: list[str]) -> dict[str, Any]:
+def merge_config_and_cli(arguments: list[str]) -> dict[str, Any]:
     """What file and command line say, by name, without the defaults of what they do not say."""
     values: dict[str, Any] = {}
     if arguments and arguments[0].endswith((".yaml", ".yml")):

@@ -18,7 +18,7 @@ from transformers import Trainer
 from modeling_hamlearning import HamLearningForTokenClassification
 from modeling_hamlearning.crf import padded_paths
 
-COLDEST, HOTTEST = 0.05, 20.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 
 @torch.no_grad()
@@ -39,7 +39,7 @@ def fit_temperature(model: HamLearningForTokenClassification, batches: Iterable[
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         labels = batch.pop("labels")
         logits = model(**batch).logits.float()
-        logits, labels, mask = crf.labelled_words(logits, labels, batch["word_mask"].bool())
+        logits, labels, mask = crf.drop_unlabelled(logits, labels, batch["word_mask"].bool())
         labelled += mask.sum().item()
         gold = set(map(tuple, crf.spans(labels, mask).tolist()))
         spans = crf.spans(padded_paths(crf.decode(logits, mask), mask), mask)
@@ -61,7 +61,7 @@ def fit_temperature(model: HamLearningForTokenClassification, batches: Iterable[
             total += binary_cross_entropy(scores, right, reduction="sum").item()
         return total
 
-    best = minimize_scalar(loss, bounds=(math.log(COLDEST), math.log(HOTTEST)), method="bounded")
+    best = minimize_scalar(loss, bounds=(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)), method="bounded")
     return math.exp(best.x)
 
 

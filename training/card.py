@@ -30,7 +30,7 @@ def write_card(
     """Fill the template and write `README.md` into the model's folder.
 
     Args:
-        metrics: of the validation split, as [`MnerScores`] returns them; empty if none was run.
+        metrics: of the validation split, as [`ComputeMnerMetrics`] returns them; empty if none was run.
         settings: training arguments worth reading.
         references: metrics of other rows on the same split by name, such as those of an ablation: any mapping with `f1`
             and `f1_strict`.
@@ -96,12 +96,10 @@ def read_rows(path: str | Path | None) -> dict[str, dict[str, Any]]:
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"card_rows: {path} cannot be read as JSON: {error}") from error
+        raise ValueError(f"card_reference_scores: {path} cannot be read as JSON: {error}") from error
     for name, values in rows.items() if isinstance(rows, dict) else [("", rows)]:
-        if not isinstance(values, dict) or not all(
-            isinstance(values.get(key), int | float) for key in CONVENTIONS.values()
-        ):
-            raise ValueError(f"card_rows: {path}, row {name!r}: numbers f1 and f1_strict are wanted")
+        if not isinstance(values, dict) or not all(isinstance(values.get(key), int | float) for key in CONVENTIONS.values()):
+            raise ValueError(f"card_reference_scores: {path}, row {name!r}: numbers f1 and f1_strict are wanted")
     return rows
 
 
@@ -115,8 +113,7 @@ def _scores(metrics: dict[str, Any], kinds: list[str], references: dict[str, dic
         return "No validation was run."
     rows = ["| | F1, default seqeval | F1, strict IOB2 | gold entities, default / strict |", "|---|---|---|---|"]
     rows.append(
-        f"| all | {metrics['f1']:.4f} | {metrics['f1_strict']:.4f} "
-        f"| {metrics['gold_total']} / {metrics['gold_total_strict']} |"
+        f"| all | {metrics['f1']:.4f} | {metrics['f1_strict']:.4f} | {metrics['gold_total']} / {metrics['gold_total_strict']} |"
     )
     for kind in kinds:
         loose, strict = metrics["per_type"].get(kind), metrics["per_type_strict"].get(kind)

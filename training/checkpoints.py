@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .files import written_whole
+from mner_data.files import atomic_write
 
 # What a checkpoint of the Trainer has, whatever wraps the model, beside one rng_state a process.
 PARTS = (("model", "pytorch_model"), ("optimizer",), ("scheduler",))
@@ -34,7 +34,7 @@ class OutputError(OSError):
     """An output folder that cannot be written, or that holds something else: which, why, what to do."""
 
 
-def is_whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Whether a checkpoint of the Trainer, of one process or of several, was written to its end."""
     try:
         # The Trainer writes its state last.
@@ -61,8 +61,8 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
 
 
-def last_whole_checkpoint(output_dir: str | Path) -> str | None:
-    return next((str(path) for path in checkpoints(output_dir) if is_whole(path)), None)
+def last_complete_checkpoint(output_dir: str | Path) -> str | None:
+    return next((str(path) for path in checkpoints(output_dir) if is_complete(path)), None)
 
 
 def check_writable(folder: Path):
@@ -94,15 +94,15 @@ def claim(folder: Path, settings: dict[str, Any], overwrite: bool, is_first: boo
             for path in checkpoints(folder):
                 shutil.rmtree(path)
     if is_first:
-        with written_whole(mark) as path:
+        with atomic_write(mark) as path:
             path.write_text(json.dumps(settings, indent=1))
 
 
 def check_resumable(checkpoint: str, config) -> None:
     """Raises `OutputError` for a checkpoint that is not whole, or is another model's."""
     folder = Path(checkpoint)
-    if not is_whole(folder):
-        whole = last_whole_checkpoint(folder.parent)
+    if not is_complete(folder):
+        whole = last_complete_checkpoint(folder.parent)
         raise OutputError(f"{folder} is no whole checkpoint; the last whole one beside it: {whole or 'none'}")
     there, here = json.loads((folder / "config.json").read_text()), json.loads(config.to_json_string(use_diff=False))
     # A config is saved without the values that are the defaults.
@@ -118,14 +118,14 @@ def check_resumable(checkpoint: str, config) -> None:
 
 
 @contextmanager
-def writing(what: str, folder: str | Path) -> Iterator[None]:
+def explain_write_errors(what: str, folder: str | Path) -> Iterator[None]:
     """A failed write, on a full disk above all, says what, where, how much room there is and what is left."""
     try:
         yield
     except OutputError:
         raise
     except (OSError, RuntimeError, SafetensorError) as error:
-        free, whole = shutil.disk_usage(folder).free, last_whole_checkpoint(folder)
+        free, whole = shutil.disk_usage(folder).free, last_complete_checkpoint(folder)
         after = f"go on from {whole} with --resume_from_checkpoint auto" if whole else "there is no whole checkpoint"
         raise OutputError(f"{what} could not be written to {folder}, where {free / 1e6:.1f} MB are free: {error!s:.300}; "
                           f"{after}") from error  # fmt: skip

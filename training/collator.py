@@ -22,9 +22,7 @@ class MnerCollator:
     pictures' features, (B, C, rows, columns), in place of their pixels.
     """
 
-    def __init__(
-        self, processor: HamLearningProcessor, with_labels: bool = True, vision_cache: VisionCache | None = None
-    ):
+    def __init__(self, processor: HamLearningProcessor, with_labels: bool = True, vision_cache: VisionCache | None = None):
         self.processor = processor
         self.with_labels = with_labels
         self.vision_cache = vision_cache

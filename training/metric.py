@@ -6,6 +6,7 @@ from typing import Any
 
 import datasets
 import evaluate
+import numpy as np
 from seqeval.metrics import classification_report
 from seqeval.scheme import IOB2
 
@@ -54,4 +55,26 @@ class MnerMetric(evaluate.Metric):
             }
         if label_sha256 is not None:
             result["label_sha256"] = label_sha256
+        return result
+
+
+class ComputeMnerMetrics:
+    """`compute_metrics` of the Trainer: label ids (n, W) with −100 at padding → both conventions, per type as well."""
+
+    def __init__(self, label_names: list[str], label_sha256: str | None = None):
+        self.label_names = np.array(label_names)
+        self.label_sha256 = label_sha256
+        self.metric = MnerMetric()
+
+    def strings(self, labels: np.ndarray, mask: np.ndarray) -> list[list[str]]:
+        return [self.label_names[row[kept]].tolist() for row, kept in zip(labels, mask, strict=True)]
+
+    def __call__(self, prediction) -> dict[str, Any]:
+        mask = prediction.label_ids != -100
+        result = self.metric.compute(
+            predictions=self.strings(prediction.predictions, mask),
+            references=self.strings(prediction.label_ids, mask),
+            label_sha256=self.label_sha256,
+        )
+        result["num_labelled_words"] = int(mask.sum())
         return result

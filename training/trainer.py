@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Sampler, SequentialSampler
@@ -18,8 +17,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from modeling_hamlearning.crf import padded_paths
 
-from .checkpoints import PROCESSES, writing
-from .metric import MnerMetric
+from .checkpoints import PROCESSES, explain_write_errors
 
 # The first pattern that fits names a parameter's part.
 PARTS = {"text_encoder": r"(^|\.)text_encoder\.", "vision_encoder": r"(^|\.)vision_encoder\.", "head": ""}
@@ -30,7 +28,7 @@ class NotFiniteError(RuntimeError):
 
 
 class LengthGroupedSampler(Sampler[int]):
-    """Posts of like length together, in an order that follows from the seed and the epoch alone.
+    """PostSource of like length together, in an order that follows from the seed and the epoch alone.
 
     transformers' own draws from each process's global random state and groups by the batch of one process: after an
     epoch with dropout two processes would read different orders, a run resumed within a later epoch another one than
@@ -111,7 +109,7 @@ class MnerTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         # Beside, then moved: what is cut short leaves an earlier model as it was.
         unfinished = folder / ".unfinished"
-        with writing("the model", self.args.output_dir):
+        with explain_write_errors("the model", self.args.output_dir):
             super()._save(str(unfinished), state_dict)
             if not self.args.should_save:
                 return  # another process writes; this one was there for what they do together
@@ -122,7 +120,7 @@ class MnerTrainer(Trainer):
             unfinished.rmdir()
 
     def _save_checkpoint(self, *args, **kwargs):
-        with writing(f"checkpoint-{self.state.global_step}", self.args.output_dir):
+        with explain_write_errors(f"checkpoint-{self.state.global_step}", self.args.output_dir):
             super()._save_checkpoint(*args, **kwargs)
 
     def _save_rng_state(self, output_dir: str):
@@ -169,25 +167,3 @@ class MnerTrainer(Trainer):
         word_mask = inputs["word_mask"]
         paths = self.accelerator.unwrap_model(model).decode(outputs, word_mask)
         return loss, padded_paths(paths, word_mask, padding=-100), labels
-
-
-class MnerScores:
-    """`compute_metrics` of the Trainer: label ids (n, W) with −100 at padding → both conventions, per type as well."""
-
-    def __init__(self, label_names: list[str], label_sha256: str | None = None):
-        self.label_names = np.array(label_names)
-        self.label_sha256 = label_sha256
-        self.metric = MnerMetric()
-
-    def strings(self, labels: np.ndarray, mask: np.ndarray) -> list[list[str]]:
-        return [self.label_names[row[kept]].tolist() for row, kept in zip(labels, mask, strict=True)]
-
-    def __call__(self, prediction) -> dict[str, Any]:
-        mask = prediction.label_ids != -100
-        result = self.metric.compute(
-            predictions=self.strings(prediction.predictions, mask),
-            references=self.strings(prediction.label_ids, mask),
-            label_sha256=self.label_sha256,
-        )
-        result["per_word_labels"] = int(mask.sum())
-        return result

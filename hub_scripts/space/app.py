@@ -1,20 +1,17 @@
 """The demo page: a post and a photo in, its entities and what each of them has to do with the photo out.
 
-`HAMLEARNING_MODEL=user/repo python app.py`; a folder does as well. Needs `requirements.txt`, the two files beside this
-one, and nothing else of the project: the model's repo brings its own code.
+`HAMLEARNING_MODEL=user/repo python app.py`; a folder does as well. Needs `requirements.txt`, the folder `examples` beside
+this one, and nothing else of the project: the model's repo brings its own code.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import sys
-import tempfile
 from html import escape
 from pathlib import Path
 
 import gradio as gr
-from planted_pictures import Post, Thing, render
 from transformers import pipeline
 
 MAX_CHARACTERS, MAX_BYTES, MAX_PIXELS = 2_000, 10 * 2**20, 25_000_000
@@ -23,9 +20,7 @@ KEPT_SECONDS = 3600
 ABOUT = """# Who and what is this post about?
 
 A [HamLearning](https://doi.org/10.1609/aaai.v38i17.29831) model reads the words of a post together with its photo."""
-NO_REGIONS = (
-    "The photo was read as a whole: this model finds no regions by itself. Name some under “Regions of the photo”."
-)
+NO_REGIONS = "The photo was read as a whole: this model finds no regions by itself. Name some under “Regions of the photo”."
 
 
 class BadInput(ValueError):
@@ -96,29 +91,21 @@ def tag(ner, text: str | None, path: str | None, regions: str | None) -> str:
     return "".join(f'<p class="note" role="status">{note}</p>' for note in notes) + ner.draw_html(post, found)
 
 
-def examples(folder: Path) -> list[list]:
-    """Posts with drawn pictures: in three of them only the picture tells who or what Jordan is."""
+def examples() -> list[list]:
+    """Posts with drawn images: in three of them only the image tells who or what Jordan is."""
+    images = Path(__file__).with_name("examples")
     posts = [
-        ("everybody talks about Jordan tonight", "field", [Thing("person", "person", (0.3, 0.2, 0.65, 0.9))]),
-        ("everybody talks about Jordan tonight", "valley", [Thing("mountain", "mountain", (0.25, 0.2, 0.7, 0.8))]),
-        ("everybody talks about Jordan tonight", "stage", [Thing("trophy", "trophy", (0.3, 0.25, 0.65, 0.85))]),
-        ("so happy to see Paris and Santa Fe today", "hall",
-         [Thing("office", "office", (0.05, 0.2, 0.42, 0.8)), Thing("factory", "factory", (0.55, 0.3, 0.95, 0.8))]),
-        ("shares of Amazon fell five percent", None, []),
-    ]  # fmt: skip
-    rows = []
-    for number, (text, scene, things) in enumerate(posts):
-        picture = render(Post([], [], scene, things), random.Random(number))
-        path = folder / f"example-{number}.jpg"
-        if picture:
-            path.write_bytes(picture)
-        regions = "\n".join(f"{thing.label} {' '.join(map(str, thing.box))}" for thing in things)
-        rows.append([text, str(path) if picture else None, regions])
-    return rows
+        ("everybody talks about Jordan tonight", "field.jpg", "person 0.3 0.2 0.65 0.9"),
+        ("everybody talks about Jordan tonight", "valley.jpg", "mountain 0.25 0.2 0.7 0.8"),
+        ("everybody talks about Jordan tonight", "stage.jpg", "trophy 0.3 0.25 0.65 0.85"),
+        ("so happy to see Paris and Santa Fe today", "hall.jpg", "office 0.05 0.2 0.42 0.8\nfactory 0.55 0.3 0.95 0.8"),
+        ("shares of Amazon fell five percent", None, ""),
+    ]
+    return [[text, image and str(images / image), regions] for text, image, regions in posts]
 
 
-def build(ner, name: str, folder: Path) -> gr.Blocks:
-    """The page of a loaded pipeline; `folder` takes the examples' pictures."""
+def build(ner, name: str) -> gr.Blocks:
+    """The page of a loaded pipeline."""
 
     def find(text, path, regions):
         return tag(ner, text, path, regions)
@@ -138,12 +125,10 @@ def build(ner, name: str, folder: Path) -> gr.Blocks:
                     )  # fmt: skip
                 button = gr.Button("Find the entities", variant="primary", elem_id="find")
             with gr.Column(scale=3):
-                result = gr.HTML(
-                    "<p class='note'>The tagged post appears here.</p>", elem_id="result", apply_default_css=False
-                )
+                result = gr.HTML("<p class='note'>The tagged post appears here.</p>", elem_id="result", apply_default_css=False)
         inputs = [text, photo, regions]
         gr.Examples(
-            examples(folder), inputs, result, find, run_on_click=True, cache_examples=False, visible_columns=[0, 1],
+            examples(), inputs, result, find, run_on_click=True, cache_examples=False, visible_columns=[0, 1],
             label="Examples (drawn): click one", api_visibility="private",
         )  # fmt: skip
         gr.Markdown("Photos are deleted within two hours. Names of people are personal data: do not profile people.")
@@ -168,10 +153,9 @@ def main():
     # The repo is the page owner's choice, so its code may run; a revision pins it.
     ner = pipeline("mner", model=name, revision=os.environ.get("HAMLEARNING_REVISION"), trust_remote_code=True)
     shown = Path(name).name if Path(name).is_dir() else name
-    with tempfile.TemporaryDirectory() as folder:
-        build(ner, shown, Path(folder)).launch(
-            css=CSS, theme=gr.themes.Default(), max_file_size=MAX_BYTES, run_history=False, footer_links=["gradio"]
-        )
+    build(ner, shown).launch(
+        css=CSS, theme=gr.themes.Default(), max_file_size=MAX_BYTES, run_history=False, footer_links=["gradio"]
+    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""The paper's tables on two small planted data sets, whose fourth type has another name in one of them."""
+"""The paper's tables on two small synthetic data sets, whose fourth type has another name in one of them."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 from datasets import ClassLabel, DatasetDict, Features, List
 
 from benchmarks import paper_tables
-from training.data import DataError, labels_of
-from training.planted import planted_splits
+from benchmarks.controlled.runner import read_rows
+from mner_data.loading import dataset_labels
+from mner_data.readers import DataError
+from mner_data.synthetic_posts import synthetic_splits
 
 CONFIG = """
 text: from_scratch
@@ -33,9 +33,9 @@ use_cpu: true
 def folder(tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG)
     for seed, name in enumerate(("first", "second")):
-        data = planted_splits([12, 6, 6], seed=seed)
+        data = synthetic_splits([12, 6, 6], seed=seed)
         if name == "second":
-            other = [label.replace("MISC", "OTHER") for label in labels_of(data["train"])]
+            other = [label.replace("MISC", "OTHER") for label in dataset_labels(data["train"])]
             data = DatasetDict(
                 {
                     split: rows.cast(Features(rows.features | {"ner_tags": List(ClassLabel(names=other))}))
@@ -50,28 +50,26 @@ def test_tables_and_curves(folder, monkeypatch):
     call = [str(folder / "config.yaml"), "--data", str(folder / "sets"), "--output", str(folder / "out")]
     call += ["--seeds", "0", "--tables", "cross", "noise", "--learning_rate", "1e-3"]
     paper_tables.main(call)
-    rows = {path.stem: json.loads(path.read_text()) for path in (folder / "out" / "rows").glob("*.json")}
-    assert set(rows) == {
-        f"paper-{data}-{model}-0" for data in ("first", "second") for model in ("full-model", "text-alone")
-    }
-    scores = rows["paper-first-full-model-0"]["scores"]
+    rows = {(result["data"], result["model"]): result for result in read_rows(folder / "out")}
+    assert set(rows) == {(data, model) for data in ("first", "second") for model in ("full model", "text alone")}
+    scores = rows["first", "full model"]["scores"]
     assert set(scores) == {
         "validation", "its own", "second", "another post's", "no picture", "blur", "heavy JPEG", "occlusion", "pure noise",
     }  # fmt: skip
     totals = {name: of["gold_total"] for name, of in scores.items()}
-    assert totals["its own"] == totals["blur"] == rows["paper-second-text-alone-0"]["scores"]["first"]["gold_total"]
+    assert totals["its own"] == totals["blur"] == rows["second", "text alone"]["scores"]["first"]["gold_total"]
     tables = (folder / "out" / "tables.md").read_text()
     assert "first → second" in tables and "| full model | occlusion |" in tables and "--learning_rate 1e-3" in tables
     assert tables.count("| text alone |") == 2 and "Ablation" not in tables
     assert all((folder / "out" / f"curves-{name}.png").stat().st_size > 5000 for name in ("first", "second"))
-    monkeypatch.setattr("benchmarks.rows.run", lambda *_: pytest.fail("a row that is done was run again"))
+    monkeypatch.setattr("benchmarks.controlled.runner.run", lambda *_: pytest.fail("a row that is done was run again"))
     paper_tables.main(call)
 
 
 def test_the_fourth_type_has_one_name(folder):
     sets = paper_tables.load_sets(folder / "sets", ("first", "second"))
-    assert len({tuple(labels_of(splits["test"])) for splits in sets.values()}) == 1
-    assert "B-MISC" in labels_of(sets["second"]["test"])
+    assert len({tuple(dataset_labels(splits["test"])) for splits in sets.values()}) == 1
+    assert "B-MISC" in dataset_labels(sets["second"]["test"])
 
 
 def test_no_data_is_named(tmp_path):

@@ -28,11 +28,12 @@ import torch
 from transformers import BertConfig, pipeline
 
 from hub_scripts import prepare_dataset
+from mner_data.loading import load_splits
+from mner_data.readers import DataError
 from processors import HamLearningImageProcessor, HamLearningProcessor, ImageError
-from training.data import DataError, load_splits
+from tests.tiny import tiny_tokenizer
+from tests.tiny_model import tiny_model
 
-from ..modeling.tiny_model import tiny_model
-from ..tiny import tiny_tokenizer
 from . import mutations
 
 SECONDS_AN_INPUT = 20
@@ -129,7 +130,7 @@ class Targets:
         return "result"
 
     def predict(self, generator: random.Random):
-        from predict import Tagger
+        from bulk.tagger import Tagger
 
         if self.tagger_ is None:
             (self.folder / "pictures").mkdir()
@@ -155,9 +156,7 @@ class Targets:
             rows = self.tagger_(given).to_pylist()
             check([row["id"] for row in rows] == given["id"].to_pylist(), "other ids than those given")
             for row in rows:
-                check(
-                    (row["entities"] is None) == (row["error"] is not None), "neither entities nor an error, or both"
-                )
+                check((row["entities"] is None) == (row["error"] is not None), "neither entities nor an error, or both")
                 # Errors of other kinds than ours carry their kind's name.
                 kind = re.match(r"(\w+(Error|Exception|Interrupt|Exit)): ", row["error"] or "")
                 check(not kind, f"an error not ours: {row['error']}")
@@ -185,9 +184,7 @@ def late(signum, frame):
     raise Fault(f"no answer within {SECONDS_AN_INPUT} seconds")
 
 
-def fuzz(
-    inputs: int, seed: int, folder: Path, only: str | None = None
-) -> tuple[dict[str, collections.Counter], list[str]]:
+def fuzz(inputs: int, seed: int, folder: Path, only: str | None = None) -> tuple[dict[str, collections.Counter], list[str]]:
     """Outcomes of every target, and the faults: target, number, what happened."""
     targets = Targets(folder)
     logging.disable(logging.WARNING)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from training.planted_pictures import pure_noise
+from mner_data.synthetic_images import pure_noise
 
 PIECES = (
     "Jordan", "New York", "#NBA", "@joe", "https://t.co/abc", "", " ", "   ", "\n", "\t", "\r\n", "\x00", "\ufeff",
@@ -83,9 +83,7 @@ def picture(generator: random.Random) -> Any:
                                  {"bytes": None, "path": None}, {"path": "x", "bytes": 7}))  # fmt: skip
     if kind == 2:
         size = generator.choice(((1, 1), (1, 10_000), (10_000, 1), (7, 9)))
-        return Image.new(
-            generator.choice(("RGB", "L", "RGBA", "CMYK", "P", "1", "I", "F", "LAB", "HSV", "YCbCr")), size
-        )
+        return Image.new(generator.choice(("RGB", "L", "RGBA", "CMYK", "P", "1", "I", "F", "LAB", "HSV", "YCbCr")), size)
     content = generator.choice(pictures())
     return mutated(generator, content) if kind > 4 else content
 

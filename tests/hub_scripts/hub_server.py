@@ -116,9 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
         if (kind, name) in self.server.repos:
             self._send(409, {"error": "You already created this repo", "url": f"{self.server.endpoint}/{name}"})
             return
-        self.server.repos[kind, name] = Repo(
-            private=bool(asked.get("private") or asked.get("visibility") == "private")
-        )
+        self.server.repos[kind, name] = Repo(private=bool(asked.get("private") or asked.get("visibility") == "private"))
         prefix = "datasets/" if kind == "dataset" else ""
         self._send(200, {"url": f"{self.server.endpoint}/{prefix}{name}", "name": name, "id": name})
 

@@ -14,10 +14,9 @@ from PIL import Image
 from transformers import pipeline
 
 from hub_scripts.export_onnx import export, quantize
+from mner_data.synthetic_images import pure_noise
 from modeling_hamlearning import HamLearningForTokenClassification, HamLearningOnnxForTokenClassification
-from training.planted_pictures import pure_noise
-
-from ..modeling.tiny_model import random_batch, saved_tiny_model
+from tests.tiny_model import random_batch, saved_tiny_model
 
 FIELDS = ("logits", "relevance", "word_region_attention")
 

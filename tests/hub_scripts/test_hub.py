@@ -18,10 +18,10 @@ from transformers import BertConfig, pipeline
 import processors
 from hub_scripts.push_to_hub import build_repo
 from hub_scripts.verify_repo import verify
+from tests.tiny import tiny_tokenizer
+from tests.tiny_model import LABELS, tiny_model
 from training.card import write_card
 
-from ..modeling.tiny_model import LABELS, tiny_model
-from ..tiny import tiny_tokenizer
 from .hub_server import TOKEN, HubServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ def model_dir(tmp_path_factory):
     tiny_model(text_config=config).save_pretrained(folder)
     image_processor = processors.HamLearningImageProcessor(size={"height": 64, "width": 64})
     processors.HamLearningProcessor(tokenizer=tokenizer, image_processor=image_processor).save_pretrained(folder)
-    write_card(folder, "tiny", "planted", {}, {}, {"seed": 0}, LABELS, [])
+    write_card(folder, "tiny", "synthetic", {}, {}, {"seed": 0}, LABELS, [])
     return folder
 
 
@@ -113,9 +113,7 @@ def fault_absolute_path(folder):
 def fault_unsaved_buffer(folder):
     path = folder / "crf.py"
     path.write_text(
-        path.read_text().replace(
-            "register_buffer(name, constraint)", "register_buffer(name, constraint, persistent=False)"
-        )
+        path.read_text().replace("register_buffer(name, constraint)", "register_buffer(name, constraint, persistent=False)")
     )
 
 
@@ -163,9 +161,7 @@ def run(hub: HubServer, scratch: Path, *command: str, token: str | None = TOKEN,
     environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     if token:
         environment["HF_TOKEN"] = token
-    return subprocess.run(
-        [sys.executable, *command], cwd=cwd, env=environment, check=check, capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, *command], cwd=cwd, env=environment, check=check, capture_output=True, text=True)
 
 
 STRANGER = """
@@ -183,9 +179,7 @@ def test_push_load_verify_and_a_pinned_revision(hub, model_dir, repo, tmp_path):
     push = ("-m", "hub_scripts.push_to_hub", str(model_dir), "user/tiny")
     assert "pushed:" in run(hub, tmp_path / "a", *push).stdout
     first = hub.repos["model", "user/tiny"].commits[-1][0]
-    assert set(hub.repos["model", "user/tiny"].commits[-1][1]) == {
-        path.name for path in repo.iterdir() if path.is_file()
-    }
+    assert set(hub.repos["model", "user/tiny"].commits[-1][1]) == {path.name for path in repo.iterdir() if path.is_file()}
 
     (tmp_path / "stranger.py").write_text(STRANGER)
     tagged = run(hub, tmp_path / "b", "stranger.py", "user/tiny", token=None, cwd=tmp_path).stdout
@@ -233,7 +227,7 @@ def test_the_trainers_own_push_leaves_a_repo_that_loads(hub, tmp_path):
     """With the processor, the code and the filled card, and no pickle."""
     small = ["--text_config", "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}",
              "--model_config", "{fusion_size: 32, num_iterations: 1, fusion_attention_heads: 2}", "--image_size", "64",
-             "--planted_posts", "[16, 4, 4]", "--max_steps", "2", "--use_cpu", "--eval_strategy", "no"]  # fmt: skip
+             "--synthetic_posts", "[16, 4, 4]", "--max_steps", "2", "--use_cpu", "--eval_strategy", "no"]  # fmt: skip
     push = ["--push_to_hub", "--hub_model_id", "user/trained", "--output_dir", str(tmp_path / "out")]
     run(hub, tmp_path / "a", "train.py", "configs/demo.yaml", *small, *push)
     files = hub.repos["model", "user/trained"].commits[-1][1]

@@ -17,8 +17,8 @@ from PIL import Image
 
 from hub_scripts import prepare_dataset
 from hub_scripts.prepare_dataset import count_orphans, main
-from training.data import DataError, read_conll
-from training.planted_pictures import pure_noise
+from mner_data.readers import DataError, read_conll
+from mner_data.synthetic_images import pure_noise
 
 REAL = os.environ.get("HAMLEARNING_DATA")
 needs_data = pytest.mark.skipif(not REAL, reason="HAMLEARNING_DATA names no folder with the real posts")
@@ -68,9 +68,7 @@ def test_a_prepared_data_set_loads_with_its_images_and_regions(raw, tmp_path, mo
             assert row["image"] is None and row["boxes"] == []
         else:
             assert row["boxes"] == [[0, 0, 0.5, 1], [0.5, 0, 1, 1]]
-    stored = data["train"].cast_column("image", prepare_dataset.row_features(names, True)["image"])[0]["image"][
-        "bytes"
-    ]
+    stored = data["train"].cast_column("image", prepare_dataset.row_features(names, True)["image"])[0]["image"]["bytes"]
     assert stored == (raw / "images/train0.jpg").read_bytes()
 
 
@@ -147,9 +145,7 @@ def test_jsonl_and_given_regions(raw, tmp_path):
 
 def test_other_regions_under_the_same_name_are_another_data_set(raw, tmp_path):
     path = tmp_path / "regions.jsonl"
-    rows = [
-        {"id": "train0", "boxes": [[0, 0, 1, share]], "box_labels": [""], "box_scores": [1.0]} for share in (0.5, 1)
-    ]
+    rows = [{"id": "train0", "boxes": [[0, 0, 1, share]], "box_labels": [""], "box_scores": [1.0]} for share in (0.5, 1)]
     path.write_text(json.dumps(rows[0]))
     main(arguments(raw, tmp_path / "out", "--regions", str(path)))
     path.write_text(json.dumps(rows[1]))
@@ -193,9 +189,7 @@ def test_the_real_sets_have_their_known_counts(name, tmp_path):
     text = source / "posts.txt" if name == "tweets20" else source
     images = ["--images", str(source / "images")] if (source / "images").is_dir() else []
     regions = ["--regions", str(source / "regions.jsonl")] if name == "tweets20" else []
-    folders = [
-        main(["--text", str(text), "--output", str(tmp_path / out), *images, *regions]) for out in ("once", "again")
-    ]
+    folders = [main(["--text", str(text), "--output", str(tmp_path / out), *images, *regions]) for out in ("once", "again")]
     card = (folders[0] / "README.md").read_text(encoding="utf-8")
     assert all(count in card for count in COUNTS[name])
     assert len({tuple(hashes(folder).values()) for folder in folders}) == 1

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 import train
-from training.planted_pictures import pure_noise
+from mner_data.synthetic_images import pure_noise
 
 SPACE = Path(__file__).resolve().parents[2] / "hub_scripts" / "space"
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -36,7 +36,7 @@ SITECUSTOMIZE = """
 import socket, sys
 class NotHere:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("modeling_hamlearning", "processors", "training", "hub_scripts"):
+        if name.partition(".")[0] in ("modeling_hamlearning", "processors", "mner_data", "training", "bulk", "hub_scripts"):
             raise ModuleNotFoundError(f"No module named {name!r}: it is not on the Space")
 sys.meta_path.insert(0, NotHere())
 look_up = socket.getaddrinfo
@@ -51,11 +51,11 @@ socket.getaddrinfo = guarded
 
 @pytest.fixture(scope="session")
 def tagger(tmp_path_factory):
-    """A small model, trained for seconds: it finds the planted names and knows little about their types."""
+    """A small model, trained for seconds: it finds the synthetic names and knows little about their types."""
     folder = tmp_path_factory.mktemp("tagger") / "model"
     shape = "{hidden_size: 64, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 64}"
     train.main([
-        "configs/demo.yaml", "--output_dir", str(folder), "--planted_posts", "[250, 4, 4]", "--image_size", "32",
+        "configs/demo.yaml", "--output_dir", str(folder), "--synthetic_posts", "[250, 4, 4]", "--image_size", "32",
         "--freeze_vision", "--model_config", "{fusion_size: 32, num_iterations: 1, fusion_attention_heads: 2}",
         "--text_config", shape, "--num_train_epochs", "3", "--learning_rate", "5e-3", "--eval_strategy", "no",
         "--save_strategy", "no", "--do_eval", "false", "--use_cpu", "--disable_tqdm", "true",
@@ -77,9 +77,7 @@ def page(tagger, tmp_path_factory):
     environment |= {"HAMLEARNING_MODEL": str(tagger), "GRADIO_SERVER_PORT": str(port), "TMPDIR": str(folder)}
     environment |= {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     with open(folder / "log", "w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=folder / "app", env=environment, stdout=log, stderr=log
-        )
+        process = subprocess.Popen([sys.executable, "app.py"], cwd=folder / "app", env=environment, stdout=log, stderr=log)
         try:
             deadline = time.time() + 5 * WAIT_SECONDS
             while "Running on" not in (folder / "log").read_text():
@@ -131,9 +129,9 @@ class Visitor:
         from selenium.common.exceptions import StaleElementReferenceException
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(
-            self.browser, WAIT_SECONDS, 0.1, ignored_exceptions=[StaleElementReferenceException]
-        ).until(lambda _: condition())
+        return WebDriverWait(self.browser, WAIT_SECONDS, 0.1, ignored_exceptions=[StaleElementReferenceException]).until(
+            lambda _: condition()
+        )
 
     def type(self, text: str):
         (box,) = self.all("#post textarea")
@@ -280,9 +278,7 @@ def test_a_phone(browsers, page, photo):
     assert visitor.entities()
     wide = browser.execute_script("return document.documentElement.scrollWidth")
     assert wide <= 390, f"the page is {wide} px wide and slides sideways"
-    right = [
-        element.rect["x"] + element.rect["width"] for element in visitor.all("#result *") if element.is_displayed()
-    ]
+    right = [element.rect["x"] + element.rect["width"] for element in visitor.all("#result *") if element.is_displayed()]
     assert max(right) <= 390
 
 
@@ -295,14 +291,10 @@ def test_the_page_loads_nothing_from_elsewhere(visitor):
 def call(page: str, photo: dict) -> str:
     """What the page answers to a visitor who writes the request by hand."""
     config = json.load(urllib.request.urlopen(f"{page}/config"))
-    function = next(
-        number for number, of in enumerate(config["dependencies"]) if len(of["inputs"]) == 3 and of["outputs"]
-    )
+    function = next(number for number, of in enumerate(config["dependencies"]) if len(of["inputs"]) == 3 and of["outputs"])
     body = {"data": ["a post", photo, ""], "fn_index": config["dependencies"][function]["id"], "session_hash": "s"}
     header = {"Content-Type": "application/json"}
-    urllib.request.urlopen(
-        urllib.request.Request(f"{page}/gradio_api/queue/join", json.dumps(body).encode(), header)
-    ).read()
+    urllib.request.urlopen(urllib.request.Request(f"{page}/gradio_api/queue/join", json.dumps(body).encode(), header)).read()
     return urllib.request.urlopen(f"{page}/gradio_api/queue/data?session_hash=s").read().decode()
 
 

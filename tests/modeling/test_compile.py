@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from .tiny_model import random_batch, tiny_model
+from tests.tiny_model import random_batch, tiny_model
 
 SIDE = ("image_sizes", "region_boxes", "region_label_ids", "region_mask")
 
@@ -29,13 +29,13 @@ def test_the_stages_are_one_graph_each():
     model, batch = tiny_model().model, random_batch(4)
     posts = torch.arange(4)
     words, _ = model.encode_text(batch["input_ids"], batch["attention_mask"], batch["word_positions"])
-    side = model._image_side_inputs(posts, batch["pixel_values"], True, *(batch[name] for name in SIDE))
+    side = model.prepare_image_inputs(posts, batch["pixel_values"], True, *(batch[name] for name in SIDE))
 
     def text(batch):
         return model.encode_text(batch["input_ids"], batch["attention_mask"], batch["word_positions"])[0]
 
     def image(side, words, word_mask):
-        return model.image_side(words, word_mask, model.image_side.memories(**side), True)
+        return model.image_branch(words, word_mask, model.image_branch.memories(**side), True)
 
     for stage, given in (
         (text, (batch,)),

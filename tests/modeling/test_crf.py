@@ -13,9 +13,7 @@ from torch.utils._pytree import tree_leaves
 from modeling_hamlearning.crf import HamLearningCRF
 
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
-CASES = [
-    (labels, words) for labels in (["O", "B-X", "I-X"], LABELS, ["I-X", "B-X", "O", "POS"]) for words in (1, 2, 4)
-]
+CASES = [(labels, words) for labels in (["O", "B-X", "I-X"], LABELS, ["I-X", "B-X", "O", "POS"]) for words in (1, 2, 4)]
 
 
 def make_crf(labels: list[str], seed: int = 0, scale: float = 2.0, learned: bool = True) -> HamLearningCRF:
@@ -34,9 +32,7 @@ def make_emissions(*shape: int, seed: int = 1, scale: float = 2.0) -> torch.Tens
 
 def is_legal(path: tuple[int, ...], labels: list[str]) -> bool:
     names = ["O", *(labels[index] for index in path)]
-    return all(
-        not to.startswith("I-") or source in (f"B-{to[2:]}", f"I-{to[2:]}") for source, to in itertools.pairwise(names)
-    )
+    return all(not to.startswith("I-") or source in (f"B-{to[2:]}", f"I-{to[2:]}") for source, to in itertools.pairwise(names))
 
 
 def enumerate_paths(crf: HamLearningCRF, emissions: torch.Tensor) -> dict[tuple[int, ...], float]:
@@ -80,9 +76,7 @@ def test_partition_score_path_and_marginals_equal_enumeration(labels, num_words,
         for path, probability in zip(scores, (values - expected).exp(), strict=True):
             for word, label in enumerate(path):
                 by_label[word, label] += probability
-        torch.testing.assert_close(
-            marginals[post, :length].double(), by_label, rtol=0, atol=1e-4 if scale > 10 else 1e-5
-        )
+        torch.testing.assert_close(marginals[post, :length].double(), by_label, rtol=0, atol=1e-4 if scale > 10 else 1e-5)
         assert not marginals[post, length:].any()
         for path in itertools.islice(scores, 25):
             labels_of_path = torch.full((1, num_words + 2), -100)
@@ -91,9 +85,7 @@ def test_partition_score_path_and_marginals_equal_enumeration(labels, num_words,
             torch.testing.assert_close(score.item(), scores[path], rtol=1e-5, atol=1e-4)
             if learned:
                 loss = crf(emissions[post : post + 1], labels_of_path, mask[post : post + 1]).item()
-                assert loss == pytest.approx(
-                    float(expected) - scores[path], rel=1e-5, abs=1e-3 if scale > 10 else 1e-4
-                )
+                assert loss == pytest.approx(float(expected) - scores[path], rel=1e-5, abs=1e-3 if scale > 10 else 1e-4)
 
 
 def probability_of_span(scores: dict[tuple[int, ...], float], first: int, span: list[int], inside: int) -> float:
@@ -196,7 +188,7 @@ def test_the_spans_of_a_long_post_take_no_memory_by_spans_times_words():
 def test_orphan_inside_labels_are_read_as_begin():
     crf = make_crf(LABELS)
     labels = torch.tensor([[2, 2, 4, 0, 4, 4, 1, 4], [0, 2, -100, -100, -100, -100, -100, -100]])
-    repaired = crf.repair(labels, labels >= 0)
+    repaired = crf.orphans_to_begin(labels, labels >= 0)
     assert repaired.tolist() == [[1, 2, 3, 0, 3, 4, 1, 3], [0, 1, 0, 0, 0, 0, 0, 0]]
     emissions, mask = make_emissions(2, 8, 5), labels >= 0
     assert torch.equal(crf(emissions, labels, mask), crf(emissions, repaired.where(mask, -100), mask))

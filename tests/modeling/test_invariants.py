@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from modeling_hamlearning import LEVELS
-
-from .tiny_model import random_batch, select, tiny_model
+from tests.tiny_model import random_batch, select, tiny_model
 
 IMAGE_TENSORS = ("pixel_values", "has_image", "image_sizes", "region_boxes", "region_label_ids", "region_mask")
 SWITCHES = dict.fromkeys(("use_global", "use_objects", "use_spatial", "use_semantic"), False)
@@ -80,7 +79,7 @@ def test_a_level_of_relevance_zero_adds_nothing(model):
     batch = random_batch()
     muted = tiny_model()
     with torch.no_grad():
-        for head in muted.model.image_side.relevance:
+        for head in muted.model.image_branch.relevance:
             head.outer.weight.zero_()
             head.outer.bias.fill_(-200)
     assert torch.equal(logits(muted, batch), logits(muted, batch | {"pixel_values": batch["pixel_values"].flip(0)}))

@@ -21,8 +21,7 @@ from transformers import (
 )
 
 from modeling_hamlearning import HamLearningConfig, HamLearningForTokenClassification, HamLearningModel
-
-from .tiny_model import LABELS, random_batch, tiny_config, tiny_model
+from tests.tiny_model import LABELS, random_batch, tiny_config, tiny_model
 
 SWITCHES = ("use_global", "use_objects", "use_spatial", "use_semantic", "use_relevance", "use_crf")
 SIZES = {
@@ -245,7 +244,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         if checkpointing:
             model.gradient_checkpointing_enable()
             assert model.is_gradient_checkpointing
-            assert all(layer.words.gradient_checkpointing for layer in model.model.image_side.rounds)
+            assert all(layer.words.gradient_checkpointing for layer in model.model.image_branch.rounds)
         model(**batch).loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for plain, checkpointed in zip(*gradients, strict=True):
@@ -353,7 +352,5 @@ def test_an_old_transformers_is_told_what_is_needed(tmp_path):
     stub.mkdir()
     (stub / "__init__.py").write_text("__version__ = '4.57.1'\n")
     source = HamLearningConfig.__module__.replace(".", "/") + ".py"
-    run = subprocess.run(
-        [sys.executable, source], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False
-    )
+    run = subprocess.run([sys.executable, source], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False)
     assert run.returncode != 0 and "needs transformers 5 or newer and found 4.57.1" in run.stderr

@@ -16,11 +16,10 @@ from datasets import Dataset
 from PIL import Image
 from transformers import AutoConfig, pipeline
 
+from mner_data.synthetic_images import pure_noise
 from modeling_hamlearning import MnerPipeline
 from modeling_hamlearning.drawing import COLORS
-from training.planted_pictures import pure_noise
-
-from .tiny_model import LABELS, saved_tiny_model
+from tests.tiny_model import LABELS, saved_tiny_model
 
 FIELDS = ["entity_group", "score", "word", "start", "end", "relevance", "region"]
 
@@ -98,9 +97,7 @@ def test_equal_pictures_of_a_stream_are_encoded_once(ner, posts, folder, monkeyp
     """Whatever file or post they come in; and a post without a picture never reaches the backbone."""
     encoded = []
     forward = ner.model.model.get_image_features
-    monkeypatch.setattr(
-        ner.model.model, "get_image_features", lambda pixels: encoded.append(len(pixels)) or forward(pixels)
-    )
+    monkeypatch.setattr(ner.model.model, "get_image_features", lambda pixels: encoded.append(len(pixels)) or forward(pixels))
     copy = tmp_path / "copy.png"
     copy.write_bytes((folder / "photo.png").read_bytes())
     stream = [*posts, {"text": "Jordan again", "image": str(copy)}] * 3
@@ -114,7 +111,7 @@ def test_equal_pictures_of_a_stream_are_encoded_once(ner, posts, folder, monkeyp
 
 
 def test_what_is_kept_of_pictures_has_a_bound():
-    encoded = sys.modules[MnerPipeline.__module__].EncodedPictures(most=4)
+    encoded = sys.modules[MnerPipeline.__module__].FeatureMapCache(most=4)
     pictures = {str(place): torch.full((1, 2, 2), float(place)) for place in range(5)}
     seen = []
 

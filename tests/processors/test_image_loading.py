@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from mner_data.synthetic_images import pure_noise
 from processors import HamLearningImageProcessor, ImageError, load_image
-from training.planted_pictures import pure_noise
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -40,9 +40,7 @@ FORMATS = {
     "cmyk": lambda: as_bytes(picture().convert("CMYK"), "JPEG", quality=95),
     "rgba": lambda: as_bytes(picture().convert("RGBA"), "PNG"),
     "animated gif": lambda: as_bytes(picture(), "GIF", save_all=True, append_images=[Image.new("RGB", (60, 40))] * 3),
-    "animated webp": lambda: as_bytes(
-        picture(), "WEBP", save_all=True, append_images=[Image.new("RGB", (60, 40))] * 3
-    ),
+    "animated webp": lambda: as_bytes(picture(), "WEBP", save_all=True, append_images=[Image.new("RGB", (60, 40))] * 3),
 }
 
 

@@ -11,14 +11,11 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForObjectDetection, YolosConfig, YolosImageProcessor
 
+from mner_data.synthetic_images import pure_noise
 from processors import HamLearningImageProcessor, HamLearningProcessor
-from training.planted_pictures import pure_noise
+from tests.tiny import FAMILIES, tiny_tokenizer
 
-from ..tiny import FAMILIES, tiny_tokenizer
-
-WORDS = "Jordan scores unbelievable photographs on the court in Amazon park #NBA championships \u200d \ufe0f".split(
-    " "
-)
+WORDS = "Jordan scores unbelievable photographs on the court in Amazon park #NBA championships \u200d \ufe0f".split(" ")
 
 
 def make_processor(family="bert", **options) -> HamLearningProcessor:
@@ -89,9 +86,7 @@ def test_forms_of_text():
     assert processor(text=[["Jordan", "scores"], []])["word_mask"].tolist() == [[True, True], [False, False]]
     image = Image.new("RGB", (20, 10))
     single = processor(text="Jordan", images=image, boxes=[[0, 0, 1, 1]], box_labels=["dog"], box_scores=[0.5])
-    listed = processor(
-        text=["Jordan"], images=[image], boxes=[[[0, 0, 1, 1]]], box_labels=[["dog"]], box_scores=[[0.5]]
-    )
+    listed = processor(text=["Jordan"], images=[image], boxes=[[[0, 0, 1, 1]]], box_labels=[["dog"]], box_scores=[[0.5]])
     assert all(torch.equal(single[name], listed[name]) for name in listed)
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from seqeval.metrics.sequence_labeling import get_entities
 
+from tests.tiny_model import LABELS, random_batch, tiny_model
 from training.calibration import apply_temperature, fit_temperature
 
 from ..modeling.test_crf import enumerate_paths
-from ..modeling.tiny_model import LABELS, random_batch, tiny_model
 
 
 def drawn_by(model, count: int) -> list[dict[str, torch.Tensor]]:
-    """Posts of one word whose label is drawn from the model's own probabilities."""
+    """PostSource of one word whose label is drawn from the model's own probabilities."""
     generator = torch.Generator().manual_seed(1)
     batches = []
     for seed in range(count):

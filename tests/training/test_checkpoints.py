@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from training.checkpoints import last_whole_checkpoint
+from training.checkpoints import last_complete_checkpoint
 
 STATES = ["optimizer.pt", "scheduler.pt"]
 FILES = ["trainer_state.json", "processes.json", *STATES, "model.safetensors"]
@@ -16,7 +16,7 @@ FILES = ["trainer_state.json", "processes.json", *STATES, "model.safetensors"]
 ])  # fmt: skip
 @pytest.mark.parametrize("fault", ["missing", "empty", "cut"])
 def test_a_half_written_checkpoint_is_passed_over(processes, name, fault, tmp_path):
-    assert last_whole_checkpoint(tmp_path / "none") is None
+    assert last_complete_checkpoint(tmp_path / "none") is None
     whole, half = tmp_path / "checkpoint-9", tmp_path / "checkpoint-10"
     whole.mkdir()
     save_file({"a": torch.ones(99)}, whole / "model.safetensors")
@@ -26,9 +26,9 @@ def test_a_half_written_checkpoint_is_passed_over(processes, name, fault, tmp_pa
     for state in (*STATES, *(ranks if processes > 1 else ["rng_state.pth"])):
         torch.save({"a": torch.ones(99)}, whole / state)
     shutil.copytree(whole, half)
-    assert last_whole_checkpoint(tmp_path) == str(half)
+    assert last_complete_checkpoint(tmp_path) == str(half)
     content = (half / name).read_bytes()
     (half / name).unlink()
     if fault != "missing":
         (half / name).write_bytes(content[: len(content) // 2] if fault == "cut" else b"")
-    assert last_whole_checkpoint(tmp_path) == str(whole)
+    assert last_complete_checkpoint(tmp_path) == str(whole)

@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from mner_data.synthetic_posts import synthetic_dataset
 from modeling_hamlearning import HamLearningModel
 from processors import HamLearningImageProcessor, HamLearningProcessor, ImageError
-from training.planted import planted_dataset
+from tests.tiny import tiny_tokenizer
+from tests.tiny_model import tiny_model
 from training.vision_cache import VisionCache
 
-from ..modeling.tiny_model import tiny_model
 from ..test_train import run
-from ..tiny import tiny_tokenizer
 
 STEPS = ("--max_steps", "4", "--eval_strategy", "no", "--save_strategy", "no", "--freeze_vision", "true")
 
@@ -65,7 +65,7 @@ def test_the_cache_of_a_backbone_that_trains_is_refused(tmp_path):
 def test_other_weights_are_another_cache_and_equal_pictures_are_one(tmp_path):
     model, processor = tiny_model().model.eval(), tiny_processor()
     cache = VisionCache.of_backbone(tmp_path, model, processor.image_processor)
-    pictures = planted_dataset(6, 3, "global")["image"]
+    pictures = synthetic_dataset(6, 3, "global")["image"]
     cache.fill([*pictures, *pictures, None], model, processor.image_processor)
     assert len(list(tmp_path.rglob("*.safetensors"))) == len({picture["bytes"] for picture in pictures})
     feature_map, size = cache.get(pictures[0])

@@ -1,0 +1,107 @@
+"""The two rivals of the controlled experiments, trained and scored like the model: same batches, same trainer, same metric.
+
+Shapes: B posts, N windows, S sub-tokens, W words, H width of the text encoder, C channels of the backbone, L labels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import TokenClassifierOutput
+
+
+class PlainTagger(nn.Module):
+    """Hugging Face's token-classification recipe: cross-entropy on a word's first sub-token, no structure on top.
+
+    Args:
+        tagger: any `AutoModelForTokenClassification`.
+
+    The encoder is named as the model's own, and the classifier is not part of it, so that both get the trainer's rates.
+    """
+
+    # The Trainer passes the number of labelled words of the global batch.
+    accepts_loss_kwargs = True
+
+    def __init__(self, tagger: PreTrainedModel):
+        super().__init__()
+        # Named first: a parameter that is found twice goes by its first name.
+        self.text_encoder = tagger.base_model
+        self.tagger = tagger
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, word_positions: Tensor, labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None, **unused,
+    ) -> TokenClassifierOutput:  # fmt: skip
+        """input_ids, attention_mask (B, N, S), word_positions (B, W), labels (B, W) → loss, logits (B, W, L)."""
+        per_token = self.tagger(input_ids=input_ids.flatten(0, 1), attention_mask=attention_mask.flatten(0, 1))
+        return _tagged(_of_words(per_token.logits, input_ids, word_positions), labels, num_items_in_batch)
+
+    def decode(self, outputs: TokenClassifierOutput, word_mask: Tensor) -> list[list[int]]:
+        return _best(outputs.logits, word_mask)
+
+
+class PooledTagger(nn.Module):
+    """One image vector, the mean of the backbone's last map, repeated on every word, and a linear head.
+
+    Args:
+        text_encoder: any text encoder.
+        vision_encoder: any backbone with `feature_maps`, as the model's own.
+    """
+
+    accepts_loss_kwargs = True
+
+    def __init__(self, text_encoder: PreTrainedModel, vision_encoder: PreTrainedModel, num_labels: int):
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.vision_encoder = vision_encoder.requires_grad_(False).eval()
+        width, channels = text_encoder.config.hidden_size, vision_encoder.channels[-1]
+        self.image_norm = nn.LayerNorm(channels)
+        self.dropout = nn.Dropout(0.1)
+        self.inner = nn.Linear(width + channels, width)
+        self.classifier = nn.Linear(width, num_labels)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.vision_encoder.eval()
+        return self
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, word_positions: Tensor, has_image: Tensor,
+        pixel_values: Tensor | None = None, vision_features: Tensor | None = None, labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None, **unused,
+    ) -> TokenClassifierOutput:  # fmt: skip
+        """As [`PlainTagger.forward`], with pixel_values (B, 3, height, width) or vision_features (B, C, rows, columns)."""
+        output = self.text_encoder(input_ids=input_ids.flatten(0, 1), attention_mask=attention_mask.flatten(0, 1))
+        words = _of_words(output.last_hidden_state, input_ids, word_positions)
+        image = words.new_zeros(len(words), self.image_norm.normalized_shape[0])
+        if has_image.any():
+            if vision_features is None:
+                with torch.no_grad():
+                    vision_features = self.vision_encoder(pixel_values).feature_maps[-1]
+            image = self.image_norm(vision_features.mean((2, 3)).to(words.dtype)) * has_image[:, None]
+        joined = torch.cat([words, image[:, None].expand(-1, words.shape[1], -1)], dim=-1)
+        logits = self.classifier(self.dropout(nn.functional.gelu(self.inner(self.dropout(joined)))))
+        return _tagged(logits, labels, num_items_in_batch)
+
+    def decode(self, outputs: TokenClassifierOutput, word_mask: Tensor) -> list[list[int]]:
+        return _best(outputs.logits, word_mask)
+
+
+def _of_words(per_token: Tensor, input_ids: Tensor, word_positions: Tensor) -> Tensor:
+    """(B·N, S, H) of all windows → each word's first sub-token (B, W, H); 0 for a word without one."""
+    per_post = per_token.unflatten(0, input_ids.shape[:2]).flatten(1, 2)
+    index = word_positions.clamp(min=0)[..., None].expand(-1, -1, per_post.shape[-1])
+    return per_post.gather(1, index) * (word_positions >= 0)[..., None]
+
+
+def _tagged(logits: Tensor, labels: Tensor | None, num_items_in_batch) -> TokenClassifierOutput:
+    loss = None
+    if labels is not None:
+        total = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+        loss = total / ((labels >= 0).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+    return TokenClassifierOutput(loss=loss, logits=logits)
+
+
+def _best(logits: Tensor, word_mask: Tensor) -> list[list[int]]:
+    return [best[mask].tolist() for best, mask in zip(logits.argmax(-1), word_mask.bool(), strict=True)]

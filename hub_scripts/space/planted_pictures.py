@@ -1,1 +1,0 @@
-../../training/planted_pictures.py

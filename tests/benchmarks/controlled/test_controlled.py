@@ -1,0 +1,123 @@
+"""The controlled experiments's own machinery: rows, rivals, measures and the table, a few posts and steps each."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import timm
+import torch
+from datasets import ClassLabel, Dataset, Features, List, Value
+from safetensors.torch import save_file
+from seqeval.metrics import f1_score
+from seqeval.metrics.sequence_labeling import get_entities
+from transformers import BertConfig, BertForTokenClassification
+
+from benchmarks.controlled import __main__ as controlled
+from benchmarks.controlled import runner
+from benchmarks.controlled.baselines import PlainTagger
+from benchmarks.controlled.experiments import another_posts, rows_of
+from benchmarks.controlled.measures import calibration_error_by_chance, expected_calibration_error, scores_of_entities
+from benchmarks.controlled.pretrained_weights import VISION_BACKBONE
+from modeling_hamlearning import HamLearningForTokenClassification
+from processors import HamLearningProcessor
+from tests.tiny_model import LABELS, saved_tiny_model
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Results in a folder of the test, random weights in place of those from the registry."""
+    weights = timm.create_model(VISION_BACKBONE).state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, tmp_path / "vision.safetensors")
+    monkeypatch.setattr("benchmarks.controlled.experiments.vision_weights", lambda: str(tmp_path / "vision.safetensors"))
+    monkeypatch.setattr(runner, "VISION_CACHE", tmp_path / "features")
+    monkeypatch.setattr(controlled, "QUICK_RESULTS", tmp_path / "results")
+    monkeypatch.setattr("benchmarks.controlled.experiments.text_encoder", lambda: "not needed here")
+    monkeypatch.setattr("benchmarks.controlled.experiments.SYNTHETIC_TRAIN", 24)
+    monkeypatch.setattr("benchmarks.controlled.experiments.SYNTHETIC_TEST", 24)
+    return tmp_path
+
+
+def test_rows_are_run_once_and_the_table_has_them_all(folder, monkeypatch):
+    call = ["levels", "--quick", "--seeds", "0", "--only", "figure1b"]
+    controlled.main(call)
+    done = {result["model"]: result for result in runner.read_rows(folder / "results")}
+    assert set(done) == {"full model", "text alone", "pooled image"}
+    assert all(0 <= row["scores"]["test"]["f1"] <= 1 and row["scores"]["test"]["gold_total"] for row in done.values())
+    assert 0 <= done["full model"]["measures"]["grounding"] <= 1
+    table = (folder / "results" / "table.md").read_text()
+    assert all(f"| figure1b | {name} | 62.5 |" in table for name in ("full model", "text alone", "pooled image"))
+    monkeypatch.setattr(runner, "run", lambda *_, **__: pytest.fail("a row that is done was run again"))
+    controlled.main(call)
+
+
+def test_every_row_has_a_name_of_its_own(folder):
+    for section in ("levels", "relevance"):
+        names = [row.name for row in rows_of(section, [0, 1, 2])]
+        assert len(set(names)) == len(names)
+
+
+def test_another_posts_picture_is_never_ones_own():
+    images = [str(place) for place in range(50)]
+    moved = another_posts(images, seed=3)
+    assert sorted(moved) == sorted(images)
+    assert all(own != other for own, other in zip(images, moved, strict=True))
+
+
+def test_calibration_error_by_hand():
+    # Two bins: three entities at 0.9 of which two are right, one at 0.2 that is right.
+    found = expected_calibration_error(np.array([0.9, 0.9, 0.9, 0.2]), np.array([True, True, False, True]))
+    assert found["ece"] == pytest.approx((3 * abs(0.9 - 2 / 3) + abs(0.2 - 1)) / 4)
+    assert [of_bin["count"] for of_bin in found["bins"]] == [1, 3]
+    # Exact scores, by every way it can come out: one entity at 0.2 and three at 0.9.
+    away = 0.8 * abs(0 - 0.2) + 0.2 * abs(1 - 0.2)
+    for right in itertools.product([0, 1], repeat=3):
+        away += 0.9 ** sum(right) * 0.1 ** (3 - sum(right)) * abs(sum(right) - 3 * 0.9)
+    assert calibration_error_by_chance(found["bins"]) == pytest.approx(away / 4)
+
+
+def test_the_plain_recipe_is_token_classification_on_first_sub_tokens():
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    config.num_labels = 5
+    tagger = BertForTokenClassification(config).eval()
+    ids = torch.randint(1, 50, (2, 7))
+    positions, labels = torch.tensor([[1, 3, 4], [1, 2, -1]]), torch.tensor([[0, 1, 2], [3, 4, -100]])
+    at_tokens = torch.full((2, 7), -100)
+    at_tokens[0, [1, 3, 4]], at_tokens[1, [1, 2]] = labels[0], labels[1, :2]
+    ours = PlainTagger(tagger)(ids[:, None], torch.ones_like(ids)[:, None], positions, labels)
+    theirs = tagger(input_ids=ids, attention_mask=torch.ones_like(ids), labels=at_tokens)
+    assert torch.allclose(ours.loss, theirs.loss)
+    assert PlainTagger(tagger).decode(ours, labels >= 0) == [
+        theirs.logits[0, [1, 3, 4]].argmax(-1).tolist(), theirs.logits[1, [1, 2]].argmax(-1).tolist()
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("least", [0.0, 0.5])
+def test_the_scores_of_entities_say_what_decoding_gives(least, tmp_path):
+    model = HamLearningForTokenClassification.from_pretrained(saved_tiny_model(tmp_path)).eval()
+    processor = HamLearningProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    model.config.min_entity_score = least
+    generator = random.Random(0)
+    words = "Jordan scores again in Amazon park New York Knicks game a person with a trophy".split()
+    posts = [generator.choices(words, k=9) for _ in range(60)]
+    # Nine tags in ten are those of the model's best path, so that most of its entities are right.
+    features = processor(text=posts, is_split_into_words=True)
+    with torch.no_grad():
+        outputs = model(**features)
+    guesses = [[label if generator.random() < 0.9 else 0 for label in path]
+               for path in model.crf.decode(outputs.logits, features["word_mask"])]  # fmt: skip
+    tags = model.crf.orphans_to_begin(torch.tensor(guesses), features["word_mask"]).tolist()
+    rows = Dataset.from_dict(
+        {"tokens": posts, "ner_tags": tags, "image": [None] * 60},
+        features=Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=LABELS)),
+                           "image": Value("string")}),
+    )  # fmt: skip
+    found = scores_of_entities(model, processor, rows)
+    names = [[[LABELS[tag] for tag in of_post] for of_post in of_all]
+             for of_all in (tags, model.decode(outputs, features["word_mask"]))]  # fmt: skip
+    assert found["f1_by_min_score"][str(least)] == pytest.approx(f1_score(*names))
+    assert sum(of_bin["count"] for of_bin in found["calibration"]["bins"]) == len(get_entities(names[1]))
+    assert model.config.min_entity_score == least and 0.2 < f1_score(*names) < 1

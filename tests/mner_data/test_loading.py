@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_from_disk
+from datasets import Image as DatasetImage
+from PIL import Image
+
+from hub_scripts import prepare_dataset
+from mner_data.loading import dataset_labels, load_splits
+from mner_data.readers import DataError, read_conll, read_regions
+from training.metric import MnerMetric
+
+REAL = os.environ.get("HAMLEARNING_DATA")
+needs_data = pytest.mark.skipif(not REAL, reason="HAMLEARNING_DATA names no folder with the real posts")
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+GOOD = "IMGID:a\nJordan\tB-PER\nwins\tO\n\nIMGID:b\nIn\tO\nNew\tB-LOC\nYork\tI-LOC\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [GOOD, "\ufeff" + GOOD, GOOD.replace("\n", "\r\n"), GOOD.replace("\t", " "), GOOD + "\n\n", GOOD.rstrip("\n")],
+)
+def test_the_forms_of_a_file(content, tmp_path):
+    assert read_conll(write(tmp_path / "a.txt", content)) == [
+        {"id": "a", "tokens": ["Jordan", "wins"], "labels": ["B-PER", "O"]},
+        {"id": "b", "tokens": ["In", "New", "York"], "labels": ["O", "B-LOC", "I-LOC"]},
+    ]
+
+
+def test_words_may_hold_any_unicode(tmp_path):
+    words = ["\u2028", "\x85", "\ufe0f", "\u200d", "x y", "\x0c", "👨‍👩‍👧", "\x00"]
+    content = "IMGID:a\n" + "".join(f"{word}\tO\n" for word in words)
+    assert read_conll(write(tmp_path / "a.txt", content))[0]["tokens"] == words
+
+
+WRONG = {
+    "no label": ("IMGID:a\nJordan\n", "line 2.*no label"),
+    "unknown label": ("IMGID:a\nJordan\tPERSON\n", "line 2: label 'PERSON'"),
+    "prefix alone": ("IMGID:a\nJordan\tB-\n", "label 'B-'"),
+    "tab in a word": ("IMGID:a\nJor\tdan\tB-PER\n", "line 2.*3 fields"),
+    "three fields": ("IMGID:a\nJordan\tNNP\tB-PER\n", "line 2.*3 fields"),
+    "three fields and blanks": ("IMGID:a\nJordan NNP B-PER\n", "line 2.*3 fields"),
+    "label first": ("IMGID:a\nB-PER\tJordan\n", "line 2: label 'Jordan'"),
+    "no IMGID": ("Jordan\tB-PER\n", "line 1.*belongs to no post"),
+    "no name": ("IMGID:\nJordan\tO\n", "line 1.*without a name"),
+    "empty": ("", "no posts"),
+    "latin-1": ("IMGID:a\ncafé\tO\n".encode("latin-1"), "line 2: is not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_files_are_named(kind, tmp_path):
+    content, message = WRONG[kind]
+    with pytest.raises(DataError, match=message) as error:
+        read_conll(write(tmp_path / "bad.txt", content))
+    assert "bad.txt" in str(error.value)
+
+
+def test_images_beside_the_posts(tmp_path, caplog):
+    write(tmp_path / "train.txt", GOOD + "\nIMGID:c\nx\tO\n\nIMGID:d\nx\tB-ORG\n")
+    write(tmp_path / "valid.txt", GOOD)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (20, 10)).save(tmp_path / "images" / "a.png")
+    Image.new("RGB", (20, 10)).save(tmp_path / "images" / "b.jpg", "PNG")  # a PNG file named .jpg
+    write(tmp_path / "images" / "c.jpg", "<html>")
+    regions = {"id": "a", "boxes": [[0, 0, 1, 1]], "box_labels": ["dog"], "box_scores": [0.5]}
+    write(tmp_path / "regions.jsonl", json.dumps(regions) + "\n")
+    data, hashes = load_splits(str(tmp_path))
+    assert [row["image"] is not None for row in data["train"]] == [True, True, False, False]
+    assert dataset_labels(data["train"]) == ["O", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-PER", "I-PER"]
+    assert dataset_labels(data["validation"]) == dataset_labels(data["train"])
+    assert data["train"][0]["boxes"] == [[0, 0, 1, 1]] and data["train"][1]["boxes"] is None
+    assert hashes["validation"] == hashlib.sha256(GOOD.encode()).hexdigest()
+    assert "2 of 4 posts" in caplog.text and "c (is not a picture" in caplog.text and "d (no file)" in caplog.text
+
+    data.save_to_disk(tmp_path / "saved")
+    again, _ = load_splits(str(tmp_path / "saved"))
+    for split in data:
+        assert list(again[split].remove_columns("image")) == list(data[split].remove_columns("image"))
+        assert [row["image"] is None for row in again[split]] == [row["image"] is None for row in data[split]]
+    assert load_from_disk(str(tmp_path / "saved"))["train"].column_names == again["train"].column_names
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/../../secret"])
+def test_a_name_cannot_leave_the_image_folder(name, tmp_path):
+    write(tmp_path / "train.txt", f"IMGID:{name}\nx\tO\n")
+    write(tmp_path / "secret.jpg", "x")
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    with pytest.raises(DataError, match="leads out of the image folder"):
+        load_splits(str(tmp_path))
+
+
+def test_a_link_cannot_leave_the_image_folder(tmp_path):
+    write(tmp_path / "data" / "train.txt", "IMGID:a\nx\tO\n")
+    (tmp_path / "data" / "images").mkdir()
+    (tmp_path / "data" / "images" / "a.jpg").symlink_to(write(tmp_path / "secret.jpg", "x"))
+    with pytest.raises(DataError, match="leads out"):
+        load_splits(str(tmp_path / "data"))
+
+
+def rows_with(images: list, feature) -> Dataset:
+    rows = {"id": [f"p{place}" for place in range(len(images))], "tokens": [["x"]] * len(images)}
+    features = {"id": Value("string"), "tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=["O"]))}
+    return Dataset.from_dict(
+        rows | {"ner_tags": [[0]] * len(images), "image": images}, features=Features(features | {"image": feature})
+    )
+
+
+WRONG_ROWS = {
+    "no tokens": (None, [0], "tokens: a list of strings is wanted, not None"),
+    "a missing word": (["x", None], [0, 0], r"tokens: a list of strings is wanted, not \['x', None\]"),
+    "no labels": (["x"], None, "ner_tags: 0 labels for 1 words"),
+    "a label too few": (["x", "y"], [0], "ner_tags: 1 labels for 2 words"),
+    "a label too many": (["x"], [0, 0], "ner_tags: 2 labels for 1 words"),
+    "a missing label": (["x"], [None], r"ner_tags: \[None\] has a word without one of the 3 labels"),
+    "a label of none": (["x"], [-1], r"ner_tags: \[-1\] has a word without one of the 3 labels"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_ROWS)
+def test_wrong_rows_of_a_saved_data_set_are_named(kind, tmp_path):
+    tokens, tags, message = WRONG_ROWS[kind]
+    features = {
+        "id": Value("string"),
+        "tokens": List(Value("string")),
+        "ner_tags": List(ClassLabel(names=["O", "B-A", "I-A"])),
+    }
+    rows = {"id": ["fine", "wrong"], "tokens": [["x"], tokens], "ner_tags": [[1], tags]}
+    Dataset.from_dict(rows, features=Features(features)).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match=f"saved, post wrong, field {message}"):
+        load_splits(str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize("feature", ["picture", "text"])
+@pytest.mark.parametrize("path", ["{}/secret.png", "../secret.png", "secret.png", "{}/data/../secret.png", "{}/data/link.png",
+                                  "https://example.org/a.png", "file://{}/secret.png", "/a\x00b", "/" + "a" * 5000])  # fmt: skip
+def test_a_row_cannot_name_a_file_outside_its_data_set(path, feature, tmp_path, monkeypatch):
+    picture = write(tmp_path / "secret.png", b"")
+    Image.new("RGB", (9, 9)).save(picture)
+    path, held = path.format(tmp_path), {"bytes": picture.read_bytes(), "path": "held.png"}
+    images = [None, held, {"bytes": None, "path": path}] if feature == "picture" else [None, None, path]
+    rows = rows_with(images, DatasetImage(decode=False) if feature == "picture" else Value("string"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link.png").symlink_to(picture)
+    pq.write_table(rows.data.table, tmp_path / "data" / "train.parquet")
+    monkeypatch.chdir(tmp_path / "data")
+    for name in (tmp_path / "data", tmp_path / "data" / "train.parquet"):
+        with pytest.raises(DataError, match=r"post p2, field image: '.* is no file of this data set"):
+            load_splits(str(name))
+    if feature == "text":  # saving a picture would put its file in
+        rows.save_to_disk(tmp_path / "saved")
+        with pytest.raises(DataError, match="post p2, field image"):
+            load_splits(str(tmp_path / "saved"))
+
+
+def test_the_files_of_an_image_folder_are_its_own(tmp_path):
+    picture = tmp_path / "folder" / "a.png"
+    picture.parent.mkdir()
+    Image.new("RGB", (9, 9)).save(picture)
+    rows = rows_with([{"bytes": None, "path": str(picture)}], DatasetImage(decode=False))
+    rows.to_parquet(picture.parent / "train.parquet")
+    assert load_splits(str(picture.parent))[0]["train"][0]["image"]["path"] == str(picture)
+
+
+def test_a_folder_without_data_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"no train\.txt"):
+        load_splits(str(tmp_path))
+    with pytest.raises(DataError, match="no folder"):
+        load_splits(str(write(tmp_path / "train.txt", GOOD)), image_dir=str(tmp_path / "nowhere"))
+
+
+def test_both_conventions_of_the_metric():
+    references = [["O", "I-PER", "I-PER", "O", "B-LOC"], ["B-ORG", "O"]]
+    predictions = [["O", "B-PER", "I-PER", "O", "B-LOC"], ["O", "O"]]
+    result = MnerMetric().compute(predictions=predictions, references=references, label_sha256="abc")
+    # Default seqeval counts the orphan I-PER I-PER as an entity, strict IOB2 does not.
+    assert (result["gold_total"], result["gold_total_strict"]) == (3, 2)
+    assert result["f1"] == pytest.approx(2 * 1 * (2 / 3) / (1 + 2 / 3))
+    assert result["f1_strict"] == pytest.approx(2 * (1 / 2) * (1 / 2) / (1 / 2 + 1 / 2))
+    assert result["per_type"]["PER"]["f1"] == 1 and result["per_type_strict"].get("PER", {"f1": 0})["f1"] == 0
+    assert result["per_type"]["ORG"]["gold_total"] == 1 and result["label_sha256"] == "abc"
+
+
+COUNTS = {
+    ("twitter2015", "train"): (4000, 64439, 6352),
+    ("twitter2015", "validation"): (1000, 16178, 1594),
+    ("twitter2017", "train"): (3373, 53007, 6049),
+    ("twitter2017", "validation"): (723, 11309, 1324),
+    ("paintings", "train"): (950, 266192, 26080),
+    ("paintings", "validation"): (119, 32304, 3204),
+}
+
+
+@needs_data
+@pytest.mark.parametrize("name, split", COUNTS)
+def test_real_files_have_their_known_counts(name, split):
+    posts = read_conll(Path(REAL, name, {"train": "train.txt", "validation": "valid.txt"}[split]))
+    labels = [post["labels"] for post in posts]
+    gold = MnerMetric().compute(predictions=labels, references=labels)["gold_total"]
+    assert (len(posts), sum(map(len, labels)), gold) == COUNTS[name, split]
+
+
+def test_splits_whose_labels_are_ordered_otherwise_are_refused(tmp_path):
+    """They were scored by train's names without an error."""
+    splits = {}
+    for split, names in (("train", ["O", "B-A", "I-A"]), ("validation", ["O", "I-A", "B-A"])):
+        features = Features({"id": Value("string"), "tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=names))})
+        splits[split] = Dataset.from_dict({"id": ["a"], "tokens": [["x"]], "ner_tags": [[1]]}, features=features)
+    DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match=r"ner_tags of validation are named \['O', 'I-A', 'B-A'\].*same names in the same order"):
+        load_splits(str(tmp_path / "saved"))
+
+
+def test_a_parquet_file_is_read_as_one_and_json_as_none(tmp_path):
+    """Both were read as lines of words."""
+    data, _ = load_splits(str(write(tmp_path / "train.txt", GOOD)))
+    data["train"].to_parquet(tmp_path / "posts.parquet")
+    again, hashes = load_splits(str(tmp_path / "posts.parquet"))
+    assert list(again["train"]["tokens"]) == list(data["train"]["tokens"]) and "train" in hashes
+    assert dataset_labels(again["train"]) == dataset_labels(data["train"])
+    with pytest.raises(DataError, match=r"posts\.json: is no CoNLL"):
+        load_splits(str(write(tmp_path / "posts.json", "[]")))
+
+
+def test_folders_of_one_name_and_a_folder_that_changed_are_told_apart(tmp_path):
+    """The cache of `datasets` took each for the first."""
+    found, hashes = [], []
+    for folder, word in (("a", "first"), ("b", "second"), ("b", "third")):
+        shutil.rmtree(tmp_path / folder, ignore_errors=True)
+        text = write(tmp_path / folder / "train.txt", f"IMGID:p\n{word}\tO\n")
+        prepare_dataset.main(["--text", str(text), "--output", str(tmp_path / folder / "prepared")])
+        data, of_split = load_splits(str(tmp_path / folder / "prepared"))
+        found.append(data["train"][0]["tokens"])
+        hashes.append(of_split["train"])
+    assert found == [["first"], ["second"], ["third"]] and len(set(hashes)) == 3
+
+
+NAMES = {"NUL": "a\x00b", "5,000 characters": "a" * 5000, "a link to itself": "loop"}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_names_that_no_file_can_have_are_named(kind, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "loop.jpg").symlink_to(tmp_path / "images" / "loop.jpg")
+    write(tmp_path / "train.txt", f"IMGID:{NAMES[kind]}\nx\tO\n")
+    with pytest.raises(DataError, match=r"IMGID '.{4,90} cannot be the name of an image"):
+        load_splits(str(tmp_path))
+
+
+REGION = '"boxes": [[0, 0, 1, 1]], "box_labels": ["a\u2028b"], "box_scores": [0.5]'
+
+
+def test_regions_of_every_form(tmp_path):
+    """U+2028 within a line, blank lines, a BOM, ids as numbers, half characters: each broke or lost a post's regions."""
+    lines = f'\ufeff{{"id": 7, {REGION}}}\r\n\n  \n{{"id": "b\\ud800", {REGION}}}\n'
+    regions = read_regions(write(tmp_path / "regions.jsonl", lines))
+    assert list(regions) == ["7", "b\ufffd"] and regions["7"]["box_labels"] == ["a\u2028b"]
+
+
+WRONG_REGIONS = {
+    "not json": ("{", "line 1: is not JSON"),
+    "deep": ("[" * 100_000, "line 1: is not JSON"),
+    "latin-1": (b'{"id": "\xe9"}', "line 1: is not JSON in UTF-8"),
+    "a list": ("[]", "line 1: wants an object with id, boxes"),
+    "no boxes": ('{"id": "a"}', "line 1: wants id, boxes"),
+    "id of a list": ('{"id": [], "boxes": [], "box_labels": [], "box_scores": []}', "line 1: wants id"),
+    "null": (
+        '{"id": "a", "boxes": null, "box_labels": [], "box_scores": []}',
+        "post a, field boxes: a list is wanted",
+    ),
+    "pixels": (
+        '{"id": "a", "boxes": [[0, 0, 50, 9]], "box_labels": ["x"], "box_scores": [1]}',
+        "post a, field boxes, box 0",
+    ),
+    "NaN": ('{"id": "a", "boxes": [[0, 0, NaN, 9]], "box_labels": ["x"], "box_scores": [1]}', "post a.*not finite"),
+    "huge": (
+        '{"id": "a", "boxes": [[0, 0, 1' + "0" * 400 + ', 1]], "box_labels": ["x"], "box_scores": [1]}',
+        "post a",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_REGIONS)
+def test_wrong_regions_are_named(kind, tmp_path):
+    content, message = WRONG_REGIONS[kind]
+    with pytest.raises(DataError, match=message):
+        read_regions(write(tmp_path / "regions.jsonl", content))
+
+
+WRONG_JSON = {
+    "deep": ("[" * 100_000, "line 1: is not JSON"),
+    "a string": ('"x"', "line 1: wants an object"),
+    "tokens of numbers": ('{"id": "a", "tokens": [1], "labels": ["O"]}', "line 1, field tokens"),
+    "no labels": ('{"id": "a", "tokens": ["x"]}', "line 1, field labels"),
+    "unknown label": ('{"id": "a", "tokens": ["x"], "labels": ["PER"]}', "label 'PER' is not"),
+    "tab in a label": ('{"id": "a", "tokens": ["x"], "labels": ["B-P\\tX"]}', r"label 'B-P\\tX' is not"),
+    "line in a label": ('{"id": "a", "tokens": ["x"], "labels": ["B-P\\n"]}', r"label 'B-P\\n' is not"),
+    "a label too few": ('{"id": "a", "tokens": ["x", "y"], "labels": ["O"]}', "line 1: 2 tokens but 1 labels"),
+    "id of nothing": ('{"id": null, "tokens": ["x"], "labels": ["O"]}', "line 1: wants an object"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_JSON)
+def test_wrong_json_is_named(kind, tmp_path):
+    content, message = WRONG_JSON[kind]
+    with pytest.raises(DataError, match=message):
+        load_splits(str(write(tmp_path / "train.jsonl", content)))
+
+
+def test_half_characters_of_json_become_a_data_set(tmp_path):
+    row = '{"id": "a\\udc00", "tokens": ["x\\ud83d", "\\u0000"], "labels": ["O", "I-PER"]}'
+    data, _ = load_splits(str(write(tmp_path / "train.jsonl", "\ufeff" + row + "\r\n\r\n")))
+    assert data["train"][0]["id"] == "a\ufffd" and data["train"][0]["tokens"] == ["x\ufffd", "\x00"]
