@@ -371,7 +371,7 @@ class HamLearningImageBranch(nn.Module):
             HamLearningCoAttentionRound(config, is_last=index == config.num_iterations - 1)
             for index in range(config.num_iterations)
         )
-        self.gate = HamLearningFusionGate(config)
+        self.fusion_gate = HamLearningFusionGate(config)
 
     def memories(
         self,
@@ -449,7 +449,7 @@ class HamLearningImageBranch(nn.Module):
             refined, memory, attention = layer(refined, word_mask, memory, memory_mask, weight)
             cross_attentions.append(attention)
         # Levels that are all absent (objects only, in a picture without regions) leave the text's own words.
-        fused = torch.where(memory_mask.any(1)[:, None, None], self.gate(words, narrow, refined), words)
+        fused = torch.where(memory_mask.any(1)[:, None, None], self.fusion_gate(words, narrow, refined), words)
         word_region_attention = self._by_region(torch.stack(cross_attentions).mean(2), memories)
         return fused, relevance, word_region_attention, tuple(cross_attentions) if output_attentions else None
 
@@ -518,7 +518,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
         if getattr(self.text_encoder, "pooler", None) is not None:
             # A sentence vector nobody reads: cost in forward, an unused parameter in DistributedDataParallel.
             self.text_encoder.pooler = None
-        self.words = HamLearningWordPooling(config)
+        self.word_pooling = HamLearningWordPooling(config)
         if config.levels:
             self.vision_encoder = AutoBackbone.from_config(config.vision_config)
             embedding_size = self.text_encoder.get_input_embeddings().weight.shape[1]
@@ -557,7 +557,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
             output = self.text_encoder(input_ids=input_ids[filled], attention_mask=attention_mask[filled], **kwargs)
             hidden = output.last_hidden_state.new_zeros(input_ids.shape[0], length, output.last_hidden_state.shape[-1])
             hidden = hidden.index_copy(0, filled, output.last_hidden_state)
-        return self.words(hidden.unflatten(0, (batch_size, num_windows)).flatten(1, 2), word_positions), output
+        return self.word_pooling(hidden.unflatten(0, (batch_size, num_windows)).flatten(1, 2), word_positions), output
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """pixel_values (P, 3, height, width) → the backbone's last feature map (P, C, rows, columns)."""
