@@ -1,7 +1,6 @@
 """HamLearning as it lies on the Hub: configuration, model, CRF, pipeline."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification
-from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_hamlearning import LEVELS, HamLearningConfig
 from .crf import HamLearningCRF
@@ -25,9 +24,6 @@ HamLearningModel.register_for_auto_class("AutoModel")
 HamLearningForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
 HamLearningOnnxConfig.register_for_auto_class()
 HamLearningOnnxForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
-PIPELINE_REGISTRY.register_pipeline(
-    "mner", pipeline_class=MnerPipeline, pt_model=AutoModelForTokenClassification, type="multimodal"
-)
 
 __all__ = [
     "LEVELS",

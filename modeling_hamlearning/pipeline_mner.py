@@ -1,36 +1,49 @@
-"""The task `"mner"`: named entities of posts that come with a picture."""
+"""The task `"mner"`: named entities of posts that come with an image."""
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
+import os
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from numbers import Real
+from queue import Full, Queue
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import Pipeline
+from transformers import AutoModelForTokenClassification, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import logging
 
 from .configuration_hamlearning import LEVELS
 from .crf import padded_paths
-from .drawing import draw, draw_html
+from .drawing import draw
+from .drawing_html import draw_html
+
+logger = logging.get_logger(__name__)
 
 OPTIONS = ("return_attention", "return_relevance")
-POST_FIELDS = ("text", "image", "boxes", "box_labels", "box_scores")
-# PostSource are read this many batches ahead, so that a batch can be made of posts of like length.
+REGION_FIELDS = ("boxes", "box_labels", "box_scores")
+POST_FIELDS = ("text", "tokens", "image", *REGION_FIELDS)
+# At most this many batches of posts are read ahead, so that a batch can be made of posts of like length.
 BATCHES_AHEAD = 16
 # Files are opened and resized by threads this many batches ahead: PIL and torchvision let others run meanwhile.
 THREADS, BATCHES_OPENED_AHEAD = 4, 2
-ENCODED_PICTURES = 128
+CACHED_IMAGES = 128
+# How often, in seconds, the thread that reads ahead looks whether its posts are still asked for.
+STOP_CHECK_SECONDS = 0.1
+# A fast tokenizer keeps its padding and truncation as state, so two threads must not use one at the same time. The lock is
+# the module's and not the pipeline's, because pipelines may share a processor.
+_TOKENIZER_LOCK = threading.Lock()
 
 
 class PreparedImage(NamedTuple):
-    """A post's picture: a hash of its pixels, the pixels (3, height, width) as the model takes them, the original's size
-    (height, width), and the picture itself where the region extractor has to look at it.
+    """A post's image: a hash of its pixels, the pixels (3, height, width) as the model takes them, the original's size
+    (height, width), and the image itself where the region extractor has to look at it.
     """
 
     key: str
@@ -40,46 +53,148 @@ class PreparedImage(NamedTuple):
 
 
 class FeatureMapCache:
-    """Feature maps of the pictures a stream showed last, so that an equal one is not encoded again."""
+    """Feature maps of the last images of a stream, so that an equal image is not encoded again."""
 
-    def __init__(self, most: int = ENCODED_PICTURES):
-        self.most = most
-        self.kept: OrderedDict[str, Tensor] = OrderedDict()
+    def __init__(self, max_entries: int = CACHED_IMAGES):
+        self.max_entries = max_entries
+        self.entries: OrderedDict[str, Tensor] = OrderedDict()
 
     def features(self, keys: list[str], pixels: list[Tensor], encode: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """Feature map (C, rows, columns) of every picture; only those that are new are encoded, each once."""
-        new = {key: image for key, image in zip(keys, pixels, strict=True) if key not in self.kept}
+        """Feature map (C, rows, columns) of every image; only those that are new are encoded, each once."""
+        new = {key: image for key, image in zip(keys, pixels, strict=True) if key not in self.entries}
         if new:
             feature_maps = encode(torch.stack(list(new.values())))
-            self.kept |= {key: feature_map.clone() for key, feature_map in zip(new, feature_maps, strict=True)}
-        found = [self.kept[key] for key in keys]
+            self.entries |= {key: feature_map.clone() for key, feature_map in zip(new, feature_maps, strict=True)}
+        feature_maps = [self.entries[key] for key in keys]
         for key in keys:
-            self.kept.move_to_end(key)
-        while len(self.kept) > self.most:
-            self.kept.popitem(last=False)
-        return found
+            self.entries.move_to_end(key)
+        while len(self.entries) > self.max_entries:
+            self.entries.popitem(last=False)
+        return feature_maps
 
 
-def _give_back_memory():
-    """Hand freed memory back, which glibc's heap keeps otherwise: 140 of 1,260 MiB in a stream with the demo model."""
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
+class _End(NamedTuple):
+    """Stands after the last post of a source, with the error that ended it, if one did."""
+
+    error: BaseException | None
+
+
+def _read_ahead(source: Iterable, posts: Queue, stopped: threading.Event):
+    """Put a source's posts in the queue, and `_End` after them."""
+
+    def put(item: Any):
+        while not stopped.is_set():
+            try:
+                return posts.put(item, timeout=STOP_CHECK_SECONDS)
+            except Full:
+                continue
+
+    error = None
+    try:
+        for post in source:
+            put(post)
+            if stopped.is_set():
+                return
+    except BaseException as raised:  # raised again by `_windows`, after the posts before it
+        error = raised
+    put(_End(error))
+
+
+def _windows(inputs: Iterable, batch_size: int) -> Iterator[list]:
+    """Lists of at most `batch_size` · BATCHES_AHEAD posts.
+
+    A list is cut into windows that double, so that the first results come early. Any other source is read by a thread, and a
+    window is what it has read so far: a source that waits for its next post holds no result back.
+    """
+    limit = batch_size * BATCHES_AHEAD
+    if isinstance(inputs, list):
+        first, size = 0, batch_size
+        while first < len(inputs):
+            yield inputs[first : first + size]
+            first, size = first + size, min(2 * size, limit)
+        return
+    posts: Queue = Queue(limit)
+    stopped = threading.Event()
+    threading.Thread(target=_read_ahead, args=(inputs, posts, stopped), daemon=True).start()
+    try:
+        end = None
+        while end is None:
+            window = [posts.get()]
+            while len(window) < limit and not posts.empty() and not isinstance(window[-1], _End):
+                window.append(posts.get())
+            if isinstance(window[-1], _End):
+                end = window.pop()
+            if window:
+                yield window
+        if end.error is not None:
+            raise end.error
+    finally:
+        stopped.set()
+
+
+def _rows(inputs: Any) -> Any:
+    """Posts to iterate over: a list where all are at hand, else an iterable. Tables of pandas, polars and Arrow become rows."""
+    if isinstance(inputs, list | tuple):
+        return list(inputs)
+    if hasattr(inputs, "to_pylist"):
+        return inputs.to_pylist()
+    if hasattr(inputs, "to_dicts"):
+        return inputs.to_dicts()
+    if hasattr(inputs, "to_dict") and hasattr(inputs, "columns"):
+        return inputs.to_dict("records")
+    if hasattr(inputs, "__iter__"):
+        return inputs
+    if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
+        # A map-style torch Dataset need not raise IndexError at its end, so iter() could read it for ever.
+        return (inputs[index] for index in range(len(inputs)))
+    if hasattr(inputs, "__getitem__"):
+        return iter(inputs)
+    raise ValueError(
+        f"expected a post (a string or a dict), or a list, generator, data set or table of posts, got {inputs!r:.80}"
+    )
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a field is empty: `None`, or what pandas puts in its place."""
+    return value is None or (isinstance(value, Real) and value != value) or type(value).__name__ in ("NAType", "NaTType")
+
+
+def _as_lists(value: Any) -> Any:
+    """Arrays, and arrays of arrays as pandas reads them from parquet files, as lists."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return [_as_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _check_count(name: str, count: Any, least: int):
+    if isinstance(count, bool) or not isinstance(count, int) or count < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {count!r}")
 
 
 class MnerPipeline(Pipeline):
     """Tag posts: `pipeline("mner", model=…, trust_remote_code=True)`.
 
-    A post is a string, or a dict with `text` (a string, or a list of words) and, if it has them, `image` (path, bytes, URL
-    of a public address, PIL image or `None`) and `boxes` ([0, 1], x1 y1 x2 y2), `box_labels`, `box_scores`, which take the
-    place of the region extractor.
-    Give one post, a list, a generator or a `Dataset` of them, and `batch_size` for how many are tagged at once.
+    A post is a string, or a dict with `text` (a string, or a list of words, which may also be called `tokens`) and, if it has
+    them, `image` (path, bytes, URL of a public address, PIL image or `None`) and `boxes` ([0, 1], x1 y1 x2 y2), `box_labels`,
+    `box_scores`, which take the place of the region extractor. Other fields are not read, and a log line names them.
+    Give one post, a list, a data frame, a generator or a `Dataset` of posts, and `batch_size` for how many are tagged at once.
+    A list or a data frame gives a list of results. Any other source gives an iterator, which a thread feeds: it gives the
+    results of a batch as soon as that is done, and where a post or the source is at fault, first the results before it.
 
     For each post comes a list with a dict an entity: `entity_group` (its type), `score` (the probability of the whole
-    span under the model), `word`, `start` and `end` (in the text as given; a list of words counts as joined by blanks),
-    `relevance` (level → how far that level of the image was used, 0 without an image) and `region`: the one its first
-    word attends most, `{"box": {"xmin", "ymin", "xmax", "ymax"} in pixels of the original, "label", "score"}`, or `None`.
+    span under the model), `word`, `start` and `end` (in the text of the post; a list of words counts as joined by blanks),
+    `word_start` and `word_end` (the entity's words, `word_end` excluded), `relevance` (level → how far that level of the
+    image was used, 0 without an image) and `region`: the one its first word attends most, `{"box": {"xmin", "ymin", "xmax",
+    "ymax"} in pixels of the original, "label", "score"}`, or `None`.
     With `return_attention=True` also `region_attention`: every region like that, with its `attention`.
     With `return_relevance=True` a post's result is `{"entities": that list, "relevance": the post's, None without an image}`.
+
+    Unlike other pipelines, `preprocess`, `_forward` and `postprocess` take a whole batch: words and regions are padded by the
+    processor, and an image that occurs twice is encoded once. Threads may share a pipeline.
+
+    >>> ner = pipeline("mner", model="user/repo", trust_remote_code=True)
+    >>> result = ner({"text": "Jordan at #NBA", "image": "court.jpg"})
+    >>> ner.to_bio(result, num_words=3)
+    ['B-PER', 'O', 'B-ORG']
     """
 
     _load_processor = True
@@ -88,29 +203,80 @@ class MnerPipeline(Pipeline):
     _load_feature_extractor = False
     _load_video_processor = False
 
+    def __init__(self, model, *args, processor=None, **kwargs):
+        if processor is None:
+            raise ValueError(
+                'expected a processor beside the model, got None: pipeline("mner", model=model, processor='
+                "AutoProcessor.from_pretrained(FOLDER_OR_REPO, trust_remote_code=True))"
+            )
+        super().__init__(model, *args, processor=processor, **kwargs)
+
     def _sanitize_parameters(self, **options):
         if unknown := set(options) - set(OPTIONS):
             raise TypeError(f'pipeline("mner") does not know {sorted(unknown)}; it takes batch_size, {", ".join(OPTIONS)}')
         return {}, {}, options
 
-    def __call__(self, inputs, **kwargs):
-        if isinstance(inputs, Iterable) and not isinstance(inputs, str | dict | list | tuple):
-            # A data set of any library: streamed, as a generator is.
-            inputs = (post for post in inputs)
-        if isinstance(inputs, list | tuple) and not inputs:
-            return []
-        return super().__call__(inputs, **kwargs)
+    def __call__(self, inputs, *, batch_size: int | None = None, num_workers: int | None = None, **options):
+        """Tag one post (its result comes back), a list, tuple or table of posts (a list) or any other source (an iterator).
 
-    def draw(self, post: str | dict[str, Any], result: list[dict[str, Any]]) -> Image.Image:
-        """The post's picture with its entities' regions marked, and its text with the entities highlighted."""
-        return draw(*self._shown(post), result)
+        Args:
+            inputs: see [`MnerPipeline`].
+            batch_size: how many posts are tagged at once; 1 if not set here or in `pipeline(…)`.
+            num_workers: how many threads open images; 4 if not set.
+            options: `return_attention`, `return_relevance`.
 
-    def draw_html(self, post: str | dict[str, Any], result: list[dict[str, Any]]) -> str:
-        """The same as HTML for a page or a notebook; with `return_attention=True`, entities show what they attend."""
-        return draw_html(*self._shown(post), result)
+        Raises:
+            ValueError: naming the post and the field that is wrong.
+        """
+        batch_size = next((size for size in (batch_size, self._batch_size) if size is not None), 1)
+        num_workers = next((count for count in (num_workers, self._num_workers) if count is not None), 0)
+        _check_count("batch_size", batch_size, 1)
+        _check_count("num_workers", num_workers, 0)
+        preprocess_params, forward_params, postprocess_params = self._sanitize_parameters(**options)
+        parameters = (
+            self._preprocess_params | preprocess_params,
+            self._forward_params | forward_params,
+            self._postprocess_params | postprocess_params,
+        )
+        is_post = isinstance(inputs, str | dict)
+        posts = [inputs] if is_post else _rows(inputs)
+        results = self.get_iterator(posts, num_workers, batch_size, *parameters)
+        if is_post:
+            return next(results)
+        return list(results) if isinstance(posts, list) else results
 
-    def _shown(self, post: str | dict[str, Any]) -> tuple[str, Image.Image | None]:
-        """Text and picture; the processor opens pictures as the model saw them: turned upright, in RGB."""
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """Save all that `pipeline("mner", model=save_directory)` loads: model, processor and their code."""
+        super().save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+
+    @staticmethod
+    def to_bio(result: list[dict[str, Any]] | dict[str, Any], num_words: int) -> list[str]:
+        """A post's BIO label for each of its words: `B-PER`, `I-PER`, `O`."""
+        labels = ["O"] * num_words
+        for entity in _entities(result):
+            first, end, group = entity["word_start"], entity["word_end"], entity["entity_group"]
+            labels[first:end] = [f"B-{group}"] + [f"I-{group}"] * (end - first - 1)
+        return labels
+
+    def draw(
+        self,
+        post: str | dict[str, Any],
+        result: list[dict[str, Any]] | dict[str, Any],
+        fonts: str | os.PathLike | None = None,
+    ) -> Image.Image:
+        """The post's image with its entities' regions marked, and its text with the entities highlighted.
+
+        `fonts` is a folder with font files to use before those of the system; see `drawing.draw`.
+        """
+        return draw(*self._text_and_image(post), _entities(result), fonts=fonts)
+
+    def draw_html(self, post: str | dict[str, Any], result: list[dict[str, Any]] | dict[str, Any]) -> str:
+        """The same as HTML for a page or a notebook; with `return_attention=True`, an entity shows what it attends."""
+        return draw_html(*self._text_and_image(post), _entities(result))
+
+    def _text_and_image(self, post: str | dict[str, Any]) -> tuple[str, Image.Image | None]:
+        """Text and image; the processor opens images as the model sees them: turned upright, in RGB."""
         parsed = self._parse(post, 0)
         return parsed["text"], self._load(parsed)
 
@@ -123,31 +289,86 @@ class MnerPipeline(Pipeline):
         forward_params: dict,
         postprocess_params: dict,
     ) -> Iterator[list[dict[str, Any]]]:
-        """Results in the order of the posts; within a window of posts, batches are grouped by length."""
-        numbered, encoded = enumerate(inputs), FeatureMapCache()
-        with ThreadPoolExecutor(num_workers or THREADS) as threads:
-            while window := list(islice(numbered, batch_size * BATCHES_AHEAD)):
-                posts = [self._parse(post, index) for index, post in window]
-                by_length = sorted(range(len(posts)), key=lambda place: len(posts[place]["words"]))
-                batches = deque(by_length[first : first + batch_size] for first in range(0, len(posts), batch_size))
-                ahead: deque[tuple[list[int], list]] = deque()
-                results: list = [None] * len(posts)
-                try:
-                    while batches or ahead:
-                        while batches and len(ahead) <= BATCHES_OPENED_AHEAD:
-                            places = batches.popleft()
-                            ahead.append((places, [self._submit_image(posts[place], threads) for place in places]))
-                        places, opening = ahead.popleft()
-                        opened = [one.result() if isinstance(one, Future) else one and self._open(one) for one in opening]
-                        batch = self.preprocess([posts[place] for place in places], opened, **preprocess_params)
-                        tagged = self.forward(batch | {"encoded": encoded}, **forward_params)
-                        for place, result in zip(places, self.postprocess(tagged, **postprocess_params), strict=True):
-                            results[place] = result
-                except BaseException:
-                    threads.shutdown(wait=False, cancel_futures=True)
-                    raise
-                _give_back_memory()
-                yield from results
+        """Results in the order of the posts, each as soon as its batch and those before it are done."""
+        parameters, feature_maps = (preprocess_params, forward_params, postprocess_params), FeatureMapCache()
+        num_posts, ignored_fields = 0, set(POST_FIELDS)
+        threads = ThreadPoolExecutor(num_workers or THREADS)
+        try:
+            for window in _windows(inputs, batch_size):
+                _warn_of_ignored_fields(window, ignored_fields)
+                yield from self._tag_window(window, num_posts, batch_size, threads, feature_maps, parameters)
+                num_posts += len(window)
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def _tag_window(
+        self,
+        window: list,
+        num_posts_before: int,
+        batch_size: int,
+        threads: ThreadPoolExecutor,
+        feature_maps: FeatureMapCache,
+        parameters: tuple[dict, dict, dict],
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Results of a window of posts, whose batches are grouped by length; an error comes after the results before it."""
+        posts, outcomes, next_place = [], {}, 0
+        for place, post in enumerate(window):
+            try:
+                posts.append(self._parse(post, num_posts_before + place))
+            except ValueError as error:
+                outcomes[place] = error
+                break
+        by_length = sorted(range(len(posts)), key=lambda place: len(posts[place]["words"]))
+        batches = [by_length[first : first + batch_size] for first in range(0, len(posts), batch_size)]
+        # The batch of the earliest post first, so that results can be handed out early.
+        for places, images in self._open_ahead(posts, deque(sorted(batches, key=min)), threads):
+            tagged = self._tag_batch([posts[place] for place in places], images, feature_maps, parameters)
+            outcomes |= zip(places, tagged, strict=True)
+            while next_place in outcomes and not isinstance(outcomes[next_place], Exception):
+                yield outcomes.pop(next_place)
+                next_place += 1
+            if next_place in outcomes:
+                break
+        if next_place in outcomes:
+            raise outcomes[next_place]
+
+    def _open_ahead(
+        self, posts: list[dict[str, Any]], batches: deque[list[int]], threads: ThreadPoolExecutor
+    ) -> Iterator[tuple[list[int], list[Future | dict[str, Any] | None]]]:
+        """Each batch with its images, while threads open those of the next ones."""
+        opening: deque = deque()
+        while batches or opening:
+            while batches and len(opening) <= BATCHES_OPENED_AHEAD:
+                places = batches.popleft()
+                opening.append((places, [self._submit_image(posts[place], threads) for place in places]))
+            yield opening.popleft()
+
+    def _tag_batch(
+        self,
+        posts: list[dict[str, Any]],
+        images: list[Future | dict[str, Any] | None],
+        feature_maps: FeatureMapCache,
+        parameters: tuple[dict, dict, dict],
+    ) -> list:
+        """A result for each post, or the error in the place of a post that is at fault.
+
+        A batch that is refused is tagged again post by post, which finds the one at fault.
+        """
+        preprocess_params, forward_params, postprocess_params = parameters
+        try:
+            opened = [image.result() if isinstance(image, Future) else image and self._open(image) for image in images]
+            with _TOKENIZER_LOCK:
+                batch = self.preprocess(posts, opened, **preprocess_params)
+            tagged = self.forward(batch | {"feature_maps": feature_maps}, **forward_params)
+            return self.postprocess(tagged, **postprocess_params)
+        except ValueError as error:
+            if len(posts) == 1:
+                return [error]
+        return [
+            outcome
+            for post, image in zip(posts, images, strict=True)
+            for outcome in self._tag_batch([post], [image], feature_maps, parameters)
+        ]
 
     def _submit_image(self, post: dict[str, Any], threads: ThreadPoolExecutor) -> Future | dict[str, Any] | None:
         if post["image"] is None:
@@ -168,29 +389,30 @@ class MnerPipeline(Pipeline):
     def _load(self, post: dict[str, Any]) -> Image.Image | None:
         return self.processor.load_images([post["image"]], names=[post["where"]], allow_urls=True)[0]
 
-    def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
-        return next(self.get_iterator([inputs], 0, 1, preprocess_params, forward_params, postprocess_params))
-
     def _parse(self, post: str | dict[str, Any], index: int) -> dict[str, Any]:
-        """A post as the processor wants it, with its words, where they lie in the text, and its place in the stream."""
-        post = {"text": post} if isinstance(post, str) else post
-        where = f"post {index}"
+        """A post as the processor takes it, with its words, where they lie in the text, and its place in the stream."""
+        post, where = {"text": post} if isinstance(post, str) else post, f"post {index}"
         if not isinstance(post, dict):
-            raise ValueError(f'{where}: a post is a string or a dict with "text" and "image", not {type(post).__name__}')
-        if unknown := set(post) - set(POST_FIELDS):
-            raise ValueError(f"{where}: unknown field {sorted(unknown)}; a post has {', '.join(POST_FIELDS)}")
-        parsed = dict.fromkeys(POST_FIELDS) | post
-        text = parsed["text"]
+            raise ValueError(f'{where}: expected a string or a dict with "text" and "image", got {type(post).__name__}')
+        parsed = {name: None if _is_missing(post.get(name)) else post[name] for name in POST_FIELDS}
+        field = "text" if parsed["tokens"] is None else "tokens"
+        text = _as_lists(parsed[field])
         if isinstance(text, list) and all(isinstance(word, str) for word in text):
             parsed["text"], parsed["words"] = " ".join(text), text
             ends = torch.tensor([len(word) + 1 for word in text], dtype=torch.long).cumsum(0).tolist()
             parsed["offsets"] = [(end - 1 - len(word), end - 1) for word, end in zip(text, ends, strict=True)]
-        elif isinstance(text, str):
+        elif isinstance(text, str) and field == "text":
             parsed["words"], parsed["offsets"] = self.processor.split_words(text)
         else:
-            raise ValueError(f"{where}, field text: a string or a list of words is wanted, not {type(text).__name__}")
-        parsed["where"] = where
-        return parsed
+            kinds = "a string or a list of words" if field == "text" else "a list of words"
+            fields = ", ".join(map(str, post)) or "none"
+            raise ValueError(f"{where}, field {field}: expected {kinds}, got {text!r:.80}; the post's fields are: {fields:.200}")
+        image = parsed["image"]
+        if isinstance(image, dict):
+            # As data sets hold an image that they do not decode.
+            image = next((image[name] for name in ("bytes", "path") if image.get(name) is not None), None)
+        parsed["image"] = None if isinstance(image, str) and not image.strip() else image
+        return parsed | {name: _as_lists(parsed[name]) for name in REGION_FIELDS} | {"where": where}
 
     def preprocess(self, posts: list[dict[str, Any]], opened: list[PreparedImage | None]) -> dict[str, Any]:
         sizes = [picture and picture.size for picture in opened]
@@ -216,12 +438,13 @@ class MnerPipeline(Pipeline):
     def _forward(self, batch: dict[str, Any]) -> dict[str, Any]:
         features, keys = batch["features"], batch["keys"]
         if keys and self.model.config.levels:
-            found = torch.stack(batch["encoded"].features(keys, batch["pixels"], self.model.get_image_features))
-            feature_maps = found.new_zeros(len(batch["posts"]), *found.shape[1:])
-            feature_maps[features["has_image"]] = found
-            features = features | {"vision_features": feature_maps}
+            encoded = torch.stack(batch["feature_maps"].features(keys, batch["pixels"], self.model.get_image_features))
+            vision_features = encoded.new_zeros(len(batch["posts"]), *encoded.shape[1:])
+            vision_features[features["has_image"]] = encoded
+            features = features | {"vision_features": vision_features}
         outputs = self.model(**features, return_dict=True)
         crf, mask = self.model.crf, features["word_mask"]
+        _check_finite(outputs.logits, mask, [post["where"] for post in batch["posts"]])
         spans = crf.spans(padded_paths(self.model.decode(outputs, mask), mask), mask)
         return batch | {
             "spans": spans.tolist(),
@@ -236,15 +459,15 @@ class MnerPipeline(Pipeline):
         results: list[list[dict[str, Any]]] = [[] for _ in tagged["posts"]]
         levels = self.model.config.levels
         relevance = [
-            {level: of_post[column] for column, level in enumerate(LEVELS) if level in levels}
-            for of_post in tagged["relevance"].tolist()
+            {level: values[column] for column, level in enumerate(LEVELS) if level in levels}
+            for values in tagged["relevance"].tolist()
         ]
         for (place, first, last, begin, _), score in zip(tagged["spans"], tagged["scores"].tolist(), strict=True):
             post = tagged["posts"][place]
             start, end = post["offsets"][first][0], post["offsets"][last][1]
-            # The first word bears the type; those inside can only go on with it, and need not look at the picture.
+            # The first word decides the type; the words inside only continue it, and need not attend the image.
             regions = self._regions(tagged, place, first)
-            # A model whose levels know no regions attends none.
+            # A model without the levels that use regions attends none.
             attended = [region for region in regions if region["attention"] > 0]
             best = max(attended, key=lambda region: region["attention"], default=None)
             entity = {
@@ -253,6 +476,8 @@ class MnerPipeline(Pipeline):
                 "word": post["text"][start:end],
                 "start": start,
                 "end": end,
+                "word_start": first,
+                "word_end": last + 1,
                 "relevance": dict(relevance[place]),
                 "region": best and {name: value for name, value in best.items() if name != "attention"},
             }
@@ -260,21 +485,21 @@ class MnerPipeline(Pipeline):
                 entity["region_attention"] = regions
             results[place].append(entity)
         if return_relevance:
-            seen = tagged["features"]["has_image"].tolist()
+            has_image = tagged["features"]["has_image"].tolist()
             return [
-                {"entities": entities, "relevance": of_post if has_image else None}
-                for entities, of_post, has_image in zip(results, relevance, seen, strict=True)
+                {"entities": entities, "relevance": post_relevance if with_image else None}
+                for entities, post_relevance, with_image in zip(results, relevance, has_image, strict=True)
             ]
         return results
 
     @staticmethod
     def _regions(tagged: dict[str, Any], place: int, word: int) -> list[dict[str, Any]]:
         """A post's regions in pixels of its original image, each with the word's attention."""
-        given = tagged["regions"][place]
-        if not given["boxes"]:
+        post_regions = tagged["regions"][place]
+        if not post_regions["boxes"]:
             return []
         height, width = tagged["features"]["image_sizes"][place].tolist()
-        attention = tagged["attention"][place, word, : len(given["boxes"])].tolist()
+        attention = tagged["attention"][place, word, : len(post_regions["boxes"])].tolist()
         sides = (("xmin", width), ("ymin", height), ("xmax", width), ("ymax", height))
         return [
             {
@@ -283,5 +508,39 @@ class MnerPipeline(Pipeline):
                 "score": score,
                 "attention": share,
             }
-            for box, label, score, share in zip(given["boxes"], given["box_labels"], given["box_scores"], attention, strict=False)
+            for box, label, score, share in zip(
+                post_regions["boxes"], post_regions["box_labels"], post_regions["box_scores"], attention, strict=False
+            )
         ]
+
+
+def _check_finite(logits: Tensor, mask: Tensor, names: list[str]):
+    """Without this, scores that are not numbers would read as posts without entities."""
+    broken = (~logits.isfinite().all(-1) & mask.bool()).any(-1)
+    if broken.any():
+        name = names[int(broken.nonzero()[0])]
+        raise ValueError(
+            f"{name}: expected finite scores from the model, got NaN or infinity. Either its weights are broken (load or train "
+            "them again), or its dtype is too small for them (try dtype=torch.float32)"
+        )
+
+
+def _entities(result: list[dict[str, Any]] | dict[str, Any]) -> list[dict[str, Any]]:
+    """A post's entities, whether or not its result was made with `return_relevance=True`."""
+    return result["entities"] if isinstance(result, dict) else result
+
+
+def _warn_of_ignored_fields(posts: list, known: set[str]):
+    """Name the fields that are not read, each once a call."""
+    ignored = {name for post in posts if isinstance(post, dict) for name in post} - known
+    if ignored:
+        known |= ignored
+        names = ", ".join(sorted(map(str, ignored)))
+        logger.warning(f"these fields of the posts are not read: {names:.500}; a post has {', '.join(POST_FIELDS)}")
+
+
+# Here and not in the package's __init__: a model that was loaded from the Hub with its code brings the task along.
+if "mner" not in PIPELINE_REGISTRY.get_supported_tasks():
+    PIPELINE_REGISTRY.register_pipeline(
+        "mner", pipeline_class=MnerPipeline, pt_model=AutoModelForTokenClassification, type="multimodal"
+    )

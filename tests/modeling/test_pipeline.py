@@ -21,7 +21,7 @@ from modeling_hamlearning import MnerPipeline
 from modeling_hamlearning.drawing import COLORS
 from tests.tiny_model import LABELS, saved_tiny_model
 
-FIELDS = ["entity_group", "score", "word", "start", "end", "relevance", "region"]
+FIELDS = ["entity_group", "score", "word", "start", "end", "word_start", "word_end", "relevance", "region"]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_equal_pictures_of_a_stream_are_encoded_once(ner, posts, folder, monkeyp
 
 
 def test_what_is_kept_of_pictures_has_a_bound():
-    encoded = sys.modules[MnerPipeline.__module__].FeatureMapCache(most=4)
+    encoded = sys.modules[MnerPipeline.__module__].FeatureMapCache(max_entries=4)
     pictures = {str(place): torch.full((1, 2, 2), float(place)) for place in range(5)}
     seen = []
 
@@ -125,14 +125,14 @@ def test_what_is_kept_of_pictures_has_a_bound():
 
     ask("0", "1", "0")
     ask("2", "3", "0")
-    assert seen == [0, 1, 2, 3] and len(encoded.kept) == 4
+    assert seen == [0, 1, 2, 3] and len(encoded.entries) == 4
     ask("4")  # takes the place of the one that was asked for longest ago
     ask("0", "2")
     assert seen == [0, 1, 2, 3, 4]
     ask("1")
-    assert seen == [0, 1, 2, 3, 4, 1] and len(encoded.kept) == 4
+    assert seen == [0, 1, 2, 3, 4, 1] and len(encoded.entries) == 4
     ask("0", "1", "2", "3", "4")  # a batch larger than the bound
-    assert len(encoded.kept) == 4
+    assert len(encoded.entries) == 4
 
 
 def test_generators_and_data_sets(ner, posts):
@@ -217,9 +217,10 @@ def test_drawing_a_post(ner, posts):
 
 
 WRONG = {
-    "type": (7, "post 1: a post is a string or a dict"),
+    "type": (7, "post 1: expected a string or a dict"),
     "no text": ({"image": None}, "post 1, field text"),
-    "unknown field": ({"text": "a", "picture": None}, "post 1: unknown field .*picture"),
+    "no words": ({"words": ["a"]}, "post 1, field text: expected .*the post's fields are: words"),
+    "tokens": ({"tokens": "a b"}, "post 1, field tokens: expected a list of words, got 'a b'"),
     "image": ({"text": "a", "image": "/nowhere.jpg"}, "post 1, field image: there is no file"),
     "boxes": ({"text": "a", "image": Image.new("RGB", (4, 4)), "boxes": [[0, 0, 9, 9]]}, "post 1, field boxes"),
 }
