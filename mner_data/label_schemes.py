@@ -84,6 +84,11 @@ def to_bio(labels: Sequence[Sequence[str]], scheme: str | None = None, names: It
     return BioLabels(scheme, converted, num_changed)
 
 
+def is_bio_label(label: str) -> bool:
+    """Whether a label is written as in BIO: O, B-TYPE or I-TYPE."""
+    return re.fullmatch(f"O|[BI]-{_TYPE}", label) is not None
+
+
 def _parse(labels: set[str], scheme: str | None) -> dict[str, tuple[str, str]]:
     """Prefix, in upper case, and type of every label. O has the prefix O; the labels of the plain scheme have an empty one.
 
