@@ -48,6 +48,11 @@ class BioLabels(NamedTuple):
     labels: list[list[str]]
     num_changed: int
 
+    def __str__(self) -> str:
+        """One line for the log."""
+        seen = "BIO in another spelling" if self.scheme == "BIO" else self.scheme
+        return f"labels are {seen}: converted to BIO, {self.num_changed} of {sum(map(len, self.labels))} labels changed"
+
 
 def to_bio(labels: Sequence[Sequence[str]], scheme: str | None = None, names: Iterable[str] = ()) -> BioLabels:
     """Convert the labels of posts to BIO.

@@ -94,6 +94,7 @@ def _load_dataset(name: str, label_scheme: str | None) -> tuple[DatasetDict, dic
     path, fingerprint = Path(name), None
     if path.is_file():
         data = load_dataset("parquet", data_files={"train": name})
+        fingerprint = sha256(path)
     elif path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
         data = load_from_disk(name)
     elif path.is_dir():
@@ -239,8 +240,7 @@ def _with_bio_labels(data: DatasetDict, name: str, label_scheme: str | None) -> 
         raise DataError(f"{name}{next(posts, '')}, field ner_tags: {error}") from error
     is_bio = all(isinstance(feature, ClassLabel) for feature in features) and all(map(is_bio_label, names))
     if bio.num_changed or not is_bio:
-        num_labels = sum(map(len, labels))
-        logger.warning("labels are %s: converted to BIO, %d of %d labels changed", bio.scheme, bio.num_changed, num_labels)
+        logger.warning("%s", bio)
         unused = to_bio([[label] for label in sorted(names)], bio.scheme).labels
         feature = List(ClassLabel(names=bio_labels(label for post_labels in [*bio.labels, *unused] for label in post_labels)))
         remaining = iter(bio.labels)

@@ -346,8 +346,7 @@ def _in_bio(posts: dict[str, list[dict]], label_scheme: str | None) -> dict[str,
         )
         raise DataError(f"{next(places, ', '.join(posts))}, label: {error}") from error
     if bio.num_changed:
-        num_labels = sum(len(post["labels"]) for post in flat)
-        logger.warning("labels are %s: converted to BIO, %d of %d labels changed", bio.scheme, bio.num_changed, num_labels)
+        logger.warning("%s", bio)
     for post, labels in zip(flat, bio.labels, strict=True):
         post["labels"] = labels
         del post["lines"]
