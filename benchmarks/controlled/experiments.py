@@ -27,7 +27,7 @@ SMALL_TEXT = {
     "model_type": "modernbert", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "intermediate_size": 256, "max_position_embeddings": 128, "initializer_range": 0.05,
 }  # fmt: skip
-SMALL_MODEL = {"fusion_size": 128, "num_iterations": 2, "fusion_attention_heads": 4, "initializer_range": 0.05}
+SMALL_MODEL = {"fusion_size": 128, "num_iterations": 2, "fusion_attention_heads": 4}
 ONLY_SCENE = NO_LEVELS | {"use_global": True}
 
 
@@ -85,7 +85,7 @@ def _synthetic_settings(level: str) -> dict:
         settings |= {"per_device_train_batch_size": 16}
     if level == "iterations":
         # Two attentions that have to find each other do so in large batches, from weights near 1/√d, without dropout.
-        found = {"initializer_range": 0.09, "fusion_dropout": 0.0}
+        found = {"fusion_dropout": 0.0}
         settings |= {"per_device_train_batch_size": 128, "model_config": SMALL_MODEL | found}
     return settings
 
