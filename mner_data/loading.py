@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import (
     ClassLabel,
@@ -24,6 +26,7 @@ from datasets import (
     load_from_disk,
 )
 from datasets.config import HF_DATASETS_CACHE
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.constants import HF_HUB_CACHE
 from tqdm.auto import tqdm
 
@@ -66,10 +69,13 @@ def load_splits(
     """
     path = Path(data_path)
     if path.is_file() and path.suffix.lower() != ".parquet" or path.is_dir() and find_split_files(path).splits:
-        return _load_label_files(path, image_dir, regions_file, label_scheme)
-    if image_dir or regions_file:
+        data, fingerprints = _load_label_files(path, image_dir, regions_file, label_scheme)
+    elif image_dir or regions_file:
         raise DataError(f"{data_path}: image_dir and regions_file are for label files; the rows of a data set hold both")
-    return _load_dataset(data_path, label_scheme)
+    else:
+        data, fingerprints = _load_dataset(data_path, label_scheme)
+    _warn_of_types_in_one_split(data)
+    return data, fingerprints
 
 
 def _load_label_files(
@@ -92,33 +98,25 @@ def _load_label_files(
 
 def _load_dataset(name: str, label_scheme: str | None) -> tuple[DatasetDict, dict[str, str]]:
     path, fingerprint = Path(name), None
-    if path.is_file():
-        data = load_dataset("parquet", data_files={"train": name})
-        fingerprint = sha256(path)
-    elif path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
-        data = load_from_disk(name)
-    elif path.is_dir():
-        files = sorted(path.rglob("*.parquet"))
-        if not files:
-            read_splits(path)  # raises, with what the folder holds
-        # `datasets` caches a folder that has a card under the folder's name: without a cache of its own, it would be
-        # taken for another folder of that name, or for what it was before.
-        state = repr([(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
-        fingerprint = hashlib.sha256(state.encode()).hexdigest()
-        builder = load_dataset_builder(name, cache_dir=str(Path(HF_DATASETS_CACHE, fingerprint[:32])))
-        read = {Path(file).resolve() for split_files in (builder.config.data_files or {}).values() for file in split_files}
-        log_label_files({"data": path}, [file for file in files if file.resolve() not in read])
-        builder.download_and_prepare()
-        data = builder.as_dataset()
-    else:
-        data = load_dataset(name)
+    try:
+        if path.is_file():
+            data = load_dataset("parquet", data_files={"train": name})
+            fingerprint = sha256(path)
+        elif path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
+            data = load_from_disk(name)
+        elif path.is_dir():
+            data, fingerprint = _load_parquet_folder(path)
+        else:
+            data = load_dataset(name)
+    except (DatasetGenerationError, pa.ArrowInvalid) as error:
+        raise DataError(f"{name}: `datasets` cannot read it: {error.__cause__ or error}") from error
     data = data if isinstance(data, dict) else DatasetDict({"train": data})
     data = DatasetDict({split: _check_columns(rows, name) for split, rows in data.items()})
     for rows in data.values():
         _check_labels(rows, name)
         _check_paths(rows, name)
     data = _with_bio_labels(data, name, label_scheme)
-    first = next(iter(data))
+    first = next(iter(data), None)
     for split, rows in data.items():
         if dataset_labels(rows) != dataset_labels(data[first]):
             raise DataError(
@@ -126,6 +124,22 @@ def _load_dataset(name: str, label_scheme: str | None) -> tuple[DatasetDict, dic
                 f"got {dataset_labels(data[first])} in {first} and {dataset_labels(rows)} in {split}"
             )
     return data, {split: fingerprint or rows._fingerprint for split, rows in data.items()}
+
+
+def _load_parquet_folder(folder: Path) -> tuple[DatasetDict, str]:
+    """The data set of a folder of parquet files, and a hash of the files' names, sizes and times."""
+    files, other_labels = sorted(folder.rglob("*.parquet")), find_split_files(folder).others
+    if not files:
+        read_splits(folder)  # raises, with what the folder holds
+    # `datasets` caches a folder that has a card under the folder's name. Without a cache of its own, the folder would be
+    # taken for another one of that name, or for what it was before.
+    state = repr([(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+    fingerprint = hashlib.sha256(state.encode()).hexdigest()
+    builder = load_dataset_builder(str(folder), cache_dir=str(Path(HF_DATASETS_CACHE, fingerprint[:32])))
+    read = {Path(file).resolve() for split_files in (builder.config.data_files or {}).values() for file in split_files}
+    log_label_files({"data": folder}, [*(file for file in files if file.resolve() not in read), *other_labels])
+    builder.download_and_prepare()
+    return builder.as_dataset(), fingerprint
 
 
 def dataset_of_posts(
@@ -205,6 +219,21 @@ def row_to_post(row: dict[str, Any]) -> dict[str, Any]:
     if post["image"] is not None:
         post |= {name: row[name] for name in REGION_FIELDS if row.get(name) is not None}
     return post
+
+
+def _warn_of_types_in_one_split(data: DatasetDict):
+    """Warn of entity types that only one of several splits has: often they are typing errors."""
+    counts: dict[str, dict[str, int]] = {}
+    for split, rows in data.items():
+        names = dataset_labels(rows)
+        for tag, count in Counter(tag for tags in rows["ner_tags"] for tag in tags).items():
+            if names[tag] != "O":
+                by_split = counts.setdefault(names[tag][2:], {})
+                by_split[split] = by_split.get(split, 0) + count
+    for entity_type, by_split in sorted(counts.items()):
+        if len(by_split) == 1 < len(data):
+            split, count = next(iter(by_split.items()))
+            logger.warning("type %s: %d words, in %s only", entity_type, count, split)
 
 
 def _check_columns(data: Dataset, name: str) -> Dataset:

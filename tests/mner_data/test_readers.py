@@ -142,6 +142,35 @@ def test_parquet_files_that_datasets_passes_over_are_named(tmp_path, caplog):
     assert len(again["test"]) == 2 and "NOT read" in caplog.text and "2020.parquet" in caplog.text
 
 
+def test_parquet_files_that_do_not_fit_are_named(tmp_path):
+    data, _ = load_splits(str(write(tmp_path / "a.txt", CONLL)))
+    (tmp_path / "data").mkdir()
+    data["train"].to_parquet(tmp_path / "data" / "train-0.parquet")
+    data["train"].rename_column("tokens", "words").to_parquet(tmp_path / "data" / "train-1.parquet")
+    with pytest.raises(DataError, match="data: `datasets` cannot read it: "):
+        load_splits(str(tmp_path / "data"))
+    write(tmp_path / "broken.parquet", "x")
+    with pytest.raises(DataError, match="broken.parquet: `datasets` cannot read it: "):
+        load_splits(str(tmp_path / "broken.parquet"))
+
+
+def test_label_files_beside_parquet_are_named(tmp_path, caplog):
+    data, _ = load_splits(str(write(tmp_path / "a.txt", CONLL)))
+    write(tmp_path / "data" / "2020.jsonl", JSONL)
+    data["train"].to_parquet(tmp_path / "data" / "posts.parquet")
+    assert len(load_splits(str(tmp_path / "data"))[0]["train"]) == 2
+    assert "NOT read" in caplog.text and "2020.jsonl" in caplog.text
+
+
+def test_types_in_one_split_alone_are_warned_of(tmp_path, caplog):
+    write(tmp_path / "train.txt", CONLL)
+    write(tmp_path / "valid.txt", CONLL.replace("B-PER", "B-PRE"))
+    write(tmp_path / "test.txt", CONLL)
+    load_splits(str(tmp_path))
+    assert "type PRE: 1 words, in validation only" in caplog.text and "type PER" not in caplog.text
+    assert "type LOC" not in caplog.text
+
+
 def test_options_for_label_files_are_refused_for_data_sets(tmp_path):
     data, _ = load_splits(str(write(tmp_path / "a.txt", CONLL)))
     data.save_to_disk(tmp_path / "saved")
