@@ -24,8 +24,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import pipeline
 
-from examples.demo import post_of
+from mner_data.loading import row_to_post
 from mner_data.synthetic_posts import synthetic_dataset
+from processors import load_image
 
 DRAWN, SEED, BATCH_SIZE, BLOCK, FIRST, MOST_GROWTH = 2000, 11, 32, 16, 1000, 1.05
 RESULTS = Path("benchmarks/results")
@@ -34,10 +35,10 @@ RESULTS = Path("benchmarks/results")
 def stream(count: int) -> Iterator[dict]:
     rows = synthetic_dataset(min(DRAWN, count), SEED)
     for place in range(count):
-        post = post_of(rows[place % len(rows)])
+        post = row_to_post(rows[place % len(rows)])
         post["text"] = [*post["text"], str(place)]
         if post["image"] is not None:
-            picture = post["image"].convert("RGB")
+            picture = load_image(post["image"])
             picture.paste((place & 255, place >> 8 & 255, place >> 16), (0, 0, BLOCK, BLOCK))
             file = io.BytesIO()
             picture.save(file, "PNG")

@@ -136,8 +136,8 @@ def relevance_data(seed: int) -> Splits:
     train, test = (
         mixed_relevance_dataset(count, 1000 * (seed + 1) + place) for place, count in enumerate((RELEVANCE_TRAIN, RELEVANCE_TEST))
     )
-    own = test.filter(lambda row: row["own_picture"])
-    scored = {"own": own, "swapped": test.filter(lambda row: not row["own_picture"])}
+    own = test.filter(lambda row: row["own_image"])
+    scored = {"own": own, "swapped": test.filter(lambda row: not row["own_image"])}
     scored |= {name: spoiled(own, spoil) for name, spoil in NOISES.items()}
     return DatasetDict({"train": train}), scored
 
