@@ -11,7 +11,7 @@ if version.parse(transformers.__version__) < version.parse(MIN_TRANSFORMERS):
         f"run pip install --upgrade 'transformers>={MIN_TRANSFORMERS},<6'"
     )
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig  # noqa: E402, what an old version lacks is imported after the check
 
 LEVELS = ("global", "object", "spatial", "semantic")
 
