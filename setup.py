@@ -11,6 +11,7 @@ REQUIRED = [
     "evaluate>=0.4.6",
     "filelock>=3.16",
     "huggingface-hub>=1.16",
+    "jinja2>=3.1",
     "matplotlib>=3.9",
     "numpy>=2.0.2",
     "pillow>=11.3",
@@ -25,7 +26,7 @@ REQUIRED = [
 ]
 # What not everyone needs: the demo page, bulk tagging, ONNX, the models that the benchmarks compare with.
 EXTRAS = {
-    "space": ["gradio>=6.31"],
+    "space": ["gradio[mcp]>=6.31"],
     # Ray 2.64 removes the argument that limits how often one post may end its worker.
     "bulk": ["ray[data]>=2.60,<2.64"],
     "onnx": ["onnx>=1.23", "onnxruntime>=1.32", "onnxscript>=0.7"],
