@@ -68,7 +68,7 @@ class Tagger(nn.Module):
             nn.functional.pad(word_positions, (0, 1), value=-1),
             nn.functional.pad(word_mask, (0, 1)),
         )
-        words = self.head.model.words(hidden.unflatten(0, input_ids.shape[:2]).flatten(1, 2), word_positions)
+        words = self.head.model.word_pooling(hidden.unflatten(0, input_ids.shape[:2]).flatten(1, 2), word_positions)
         region_boxes = nn.functional.pad(region_boxes, (0, 0, 0, 1))
         region_mask = nn.functional.pad(region_mask, (0, 1))
         pad = self.head.config.text_config.pad_token_id or 0

@@ -37,7 +37,9 @@ class HamLearningConfig(PreTrainedConfig):
             than wrong. 0 leaves the best path as it is.
         num_iterations (`int`): Rounds N of the cross-modal Transformer pair.
         classifier_dropout (`float`): Dropout in front of the emission scores.
-        initializer_range (`float`): Standard deviation of the initial weights outside the two encoders.
+        image_dropout (`float`):
+            Share of the posts with an image that a training step reads without it, so that the model is as good on posts
+            that have none.
 
     The paper (AAAI 2024, doi 10.1609/aaai.v38i17.29831) fixes the stages and the levels; sizes are defaults.
     """
@@ -61,7 +63,7 @@ class HamLearningConfig(PreTrainedConfig):
     min_entity_score: float = 0.0
     num_iterations: int = 3
     classifier_dropout: float = 0.1
-    initializer_range: float = 0.02
+    image_dropout: float = 0.2
 
     def __post_init__(self, **kwargs):
         self.text_config = _as_config(self.text_config, "bert")
@@ -75,6 +77,8 @@ class HamLearningConfig(PreTrainedConfig):
             raise ValueError(f"num_iterations must be at least 1, got {self.num_iterations}")
         if not 0 <= self.min_entity_score < 1:
             raise ValueError(f"min_entity_score is a probability below 1, got {self.min_entity_score}")
+        if not 0 <= self.image_dropout <= 1:
+            raise ValueError(f"image_dropout: expected a share from 0 to 1, got {self.image_dropout}")
         if self.relevance_loss_weight < 0:
             raise ValueError(f"relevance_loss_weight must be 0 or more, got {self.relevance_loss_weight}")
         # Saving a model names only the class that is saved: a repo is to load as any of them, and as a pipeline.

@@ -37,10 +37,26 @@ def padded_paths(paths: list[list[int]], mask: Tensor, padding: int = 0) -> Tens
     return padded
 
 
+class HamLearningTransitionScores(nn.Module):
+    """Learned scores of a path's first label (L,), of each pair of labels (L, L) and of its last label (L,).
+
+    They are read by calling the module, so that weights which are kept on disk or on another device are there in time.
+    """
+
+    def __init__(self, num_labels: int):
+        super().__init__()
+        self.start = nn.Parameter(torch.zeros(num_labels))
+        self.end = nn.Parameter(torch.zeros(num_labels))
+        self.transitions = nn.Parameter(torch.zeros(num_labels, num_labels))
+
+    def forward(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.start.float(), self.transitions.float(), self.end.float()
+
+
 class HamLearningCRF(nn.Module):
     """CRF whose sums are taken in fp32 whatever the precision of the model around it.
 
-    With `learned=False` all transition scores stay 0: what is left is a softmax per word that is decoded, and whose
+    With `learned=False` all transition scores stay 0: the model is then a softmax per word that is decoded, and whose
     spans are scored, under the BIO constraint.
 
     Shapes: emissions (B, W, L), mask (B, W) with every post's words in front of its padding.
@@ -49,23 +65,32 @@ class HamLearningCRF(nn.Module):
     def __init__(self, label_names: list[str], learned: bool = True):
         super().__init__()
         self.label_names = label_names
-        self.learned = learned
-        num_labels = len(label_names)
-        # Persistent: a non-persistent buffer holds garbage after `from_pretrained`, which builds on the meta device.
-        # And fp32 throughout: that is what loading in another precision makes of everything that is to keep its own.
+        # They follow from the labels' names and are never read from a checkpoint, whose labels may be others.
         for name, constraint in bio_constraints(label_names).items():
-            self.register_buffer(name, constraint)
-        if learned:
-            self.start = nn.Parameter(torch.zeros(num_labels))
-            self.end = nn.Parameter(torch.zeros(num_labels))
-            self.transitions = nn.Parameter(torch.zeros(num_labels, num_labels))
+            self.register_buffer(name, constraint, persistent=False)
+        self.transition_scores = HamLearningTransitionScores(len(label_names)) if learned else None
+
+    def use_labels(self, label_names: list[str]):
+        """Make the constraints those of these labels, which are as many as before.
+
+        Raises:
+            ValueError: another number of labels.
+        """
+        if label_names == self.label_names:
+            return
+        if len(label_names) != len(self.label_names):
+            raise ValueError(f"expected {len(self.label_names)} labels, as many as the model has scores, got {label_names}")
+        for name, constraint in bio_constraints(label_names).items():
+            getattr(self, name).copy_(constraint)
+        self.label_names = label_names
 
     def _scores(self) -> tuple[Tensor, Tensor, Tensor]:
         """Start (L,), transition (L, L) and end (L,) scores, −inf where BIO forbids it."""
         start, transitions = self.start_constraint.float(), self.transition_constraint.float()
-        if not self.learned:
+        if self.transition_scores is None:
             return start, transitions, torch.zeros_like(start)
-        return start + self.start.float(), transitions + self.transitions.float(), self.end.float()
+        learned_start, learned_transitions, end = self.transition_scores()
+        return start + learned_start, transitions + learned_transitions, end
 
     def orphans_to_begin(self, labels: Tensor, mask: Tensor) -> Tensor:
         """(B, W) labels with every orphan I-X, one that follows no B-X or I-X, read as B-X."""
@@ -84,7 +109,7 @@ class HamLearningCRF(nn.Module):
     def forward(self, emissions: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         """Negative log-likelihood of the labels, (B,), over the words that have one."""
         emissions, labels, known = self.drop_unlabelled(emissions, labels, mask)
-        if not self.learned:
+        if self.transition_scores is None:
             nll = nn.functional.cross_entropy(emissions.float().transpose(1, 2), labels, reduction="none")
             return (nll * known).sum(1)
         return self.log_partition(emissions, known) - self.score(emissions, labels, known)

@@ -1,10 +1,11 @@
 """HamLearning: hierarchical aligned multimodal learning for named entity recognition (AAAI 2024).
 
-Reads as the paper does: stage 1 (text, and the image at four levels), stage 2 (relevance), stage 3 (iterative
-cross-modal learning), the model, the tagging head.
+The file follows the paper: stage 1 (text, and the image at four levels), stage 2 (relevance), stage 3 (iterative
+cross-modal learning), then the model and the tagging head.
 
-Shapes: B posts, N windows, S sub-tokens, W words, P posts with an image, K regions, T sub-tokens of a region's label,
-G grid cells, M visual tokens of all levels, L labels, H width of the text encoder, d width of stages 2 and 3.
+Shapes: B posts, N windows, S sub-tokens, W words, K regions, T sub-tokens of a region's label, G grid cells, M visual
+tokens of all levels, L labels, H width of the text encoder, d width of stages 2 and 3. A batch may mix posts with and
+without an image: the image branch runs on all of them, and what it computes for a post without an image is not used.
 """
 
 from __future__ import annotations
@@ -20,11 +21,19 @@ from transformers import AutoBackbone, AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
+from transformers.utils import logging
 
 from .configuration_hamlearning import LEVELS, HamLearningConfig
-from .crf import HamLearningCRF, bio_constraints
+from .crf import HamLearningCRF, HamLearningTransitionScores, bio_constraints
 from .pipeline_mner import MnerPipeline  # noqa: F401  (re-saving a loaded model copies only what modeling imports)
 from .relations import NUM_RELATIONS, spatial_relations
+
+logger = logging.get_logger(__name__)
+
+# BERT's initial standard deviation of a classifier.
+CLASSIFIER_STD = 0.02
+# Relevance starts at 0.88: the image side has to learn before it can be judged.
+INITIAL_RELEVANCE_LOGIT = 2.0
 
 
 @dataclass
@@ -34,11 +43,11 @@ class HamLearningModelOutput(ModelOutput):
     Args:
         last_hidden_state: (B, W, H) words refined by the image.
         relevance: (B, 4) relevance of each level of `LEVELS`, exactly 0 where a level is off or absent.
-        relevance_loss: in training with a `relevance_loss_weight`: the posts' image-text matching losses, summed.
-        word_region_attention: (B, W, K) how a word's attention to the regions is shared among them, mean of the rounds; K = 0
-            without images. Of all rounds alike: what a word has read in one it need not look at again in the next.
+        relevance_loss: sum of the posts' image-text matching losses, in training with a `relevance_loss_weight`.
+        word_region_attention: (B, W, K) how a word's attention to the regions is shared among them, averaged over the
+            rounds, because attention often shifts away from a region once it has been read; K = 0 without regions.
         hidden_states, attentions: of the text encoder, over its windows, when asked for.
-        cross_attentions: one (P, heads, W, M) a round, of words to visual tokens, when attentions are asked for.
+        cross_attentions: one (B, heads, W, M) a round, of words to visual tokens, when attentions are asked for.
     """
 
     last_hidden_state: Tensor | None = None
@@ -99,7 +108,7 @@ class HamLearningAttention(nn.Module):
         if weight is not None:
             value = value * weight[..., None]
         value = self._heads(value)
-        # A row that may look at nothing looks at everything (no nan) and is zeroed below.
+        # A query that may attend to nothing would give NaN: it attends to everything and is zeroed below.
         present = context_mask.any(dim=1)
         mask = (context_mask | ~present[:, None])[:, None, None, :]
         dropout = self.dropout if self.training else 0.0
@@ -156,7 +165,7 @@ class HamLearningTransformerLayer(GradientCheckpointingLayer):
 
 
 class HamLearningWordPooling(nn.Module):
-    """One vector a word, its first sub-token's; a learned one for a word that tokenizes to nothing."""
+    """One vector a word: its first sub-token's, or a learned one if the tokenizer makes nothing of the word."""
 
     def __init__(self, config: HamLearningConfig):
         super().__init__()
@@ -169,18 +178,19 @@ class HamLearningWordPooling(nn.Module):
 
 
 class HamLearningBoxEmbedding(nn.Module):
-    """Where a grid cell or a region lies: an embedding of x1, y1, x2, y2, width and height."""
+    """Position of a grid cell or a region: an embedding of x1, y1, x2, y2, width and height."""
 
     def __init__(self, config: HamLearningConfig):
         super().__init__()
         self.inner = nn.Linear(6, config.fusion_size)
         self.outer = nn.Linear(config.fusion_size, config.fusion_size)
-        # Coordinates are small numbers: without a norm a place would be lost beside what is seen there.
+        # Coordinates are small numbers: without a norm the position would be lost in the sum with the visual feature.
         self.norm = nn.LayerNorm(config.fusion_size)
 
     def forward(self, boxes: Tensor) -> Tensor:
         """boxes (…, 4) in [0, 1] → (…, d)."""
-        features = torch.cat([boxes, boxes[..., 2:] - boxes[..., :2]], dim=-1).to(self.inner.weight.dtype)
+        # The norm's dtype: a quantized linear layer holds integers.
+        features = torch.cat([boxes, boxes[..., 2:] - boxes[..., :2]], dim=-1).to(self.norm.weight.dtype)
         return self.norm(self.outer(nn.functional.gelu(self.inner(features))))
 
 
@@ -193,7 +203,7 @@ class HamLearningImageEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.fusion_size)
 
     def forward(self, feature_map: Tensor, region_boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """feature_map (P, C, rows, columns), region_boxes (P, K, 4) → cells (P, G, d), their boxes (G, 4), regions (P, K, d)."""
+        """feature_map (B, C, rows, columns), region_boxes (B, K, 4) → cells (B, G, d), their boxes (G, 4), regions (B, K, d)."""
         rows, columns = feature_map.shape[-2:]
         cells = self.norm(self.projection(feature_map.flatten(2).transpose(1, 2)))
         return cells, self.cell_boxes(rows, columns, cells.device), self.pool(cells, rows, columns, region_boxes)
@@ -242,7 +252,7 @@ class HamLearningSpatialEncoder(nn.Module):
         self.feed_forward = HamLearningFeedForward(config)
 
     def forward(self, regions: Tensor, boxes: Tensor, image_sizes: Tensor, region_mask: Tensor) -> Tensor:
-        """regions (P, K, d), boxes (P, K, 4), image_sizes (P, 2), mask (P, K) → (P, K, d)."""
+        """regions (B, K, d), boxes (B, K, 4), image_sizes (B, 2), mask (B, K) → (B, K, d)."""
         relations = spatial_relations(boxes, image_sizes)
         itself = torch.eye(boxes.shape[1], dtype=torch.bool, device=boxes.device)
         edges = ((relations > 0) & region_mask[:, None, :]) | itself
@@ -252,7 +262,7 @@ class HamLearningSpatialEncoder(nn.Module):
         query, key, value = (
             layer(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )
-        # All relations are scored at once and picked by type: (P, heads, K, R), not a vector a pair.
+        # All relations are scored at once and picked by type: (B, heads, K, R), not a vector a pair.
         relation_key = self.relation_key.weight.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0)
         picked = relations[:, None].expand(-1, self.num_heads, -1, -1)
         scores = query @ key.transpose(-1, -2) + (query @ relation_key).gather(-1, picked)
@@ -267,7 +277,7 @@ class HamLearningSpatialEncoder(nn.Module):
 
 
 class HamLearningSemanticEncoder(nn.Module):
-    """What the regions mean: their look projected into the word space, their label's words, and the scene as context."""
+    """Meaning of the regions: their visual feature in the word space, their label's words, and the scene as context."""
 
     def __init__(self, config: HamLearningConfig, embedding_size: int):
         super().__init__()
@@ -278,10 +288,10 @@ class HamLearningSemanticEncoder(nn.Module):
         self.layer = HamLearningTransformerLayer(config)
 
     def forward(self, regions: Tensor, labels: Tensor, label_mask: Tensor, cells: Tensor, region_mask: Tensor) -> Tensor:
-        """regions (P, K, d), label embeddings (P, K, T, E) with mask (P, K, T), cells (P, G, d) → (P, K, d)."""
+        """regions (B, K, d), label embeddings (B, K, T, E) with mask (B, K, T), cells (B, G, d) → (B, K, d)."""
         mask = label_mask[..., None].to(labels.dtype)
         label = (labels * mask).sum(2) / mask.sum(2).clamp(min=1)
-        # A label says nothing where there is none: the norm's bias must not speak for it.
+        # A region without a label adds 0; the norm's bias would otherwise leak in.
         label = self.label_norm(label) * label_mask.any(2)[..., None]
         meaning = self.norm(self.from_words(self.to_words(regions) + label))
         scene = cells.mean(dim=1, keepdim=True)
@@ -304,7 +314,7 @@ class HamLearningRelevance(nn.Module):
         self.outer = nn.Linear(config.fusion_size, 1)
 
     def forward(self, sentence: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        """sentence (P, d), memory of one level (P, M, d) with mask (P, M) → logits (P,)."""
+        """sentence (B, d), memory of one level (B, M, d) with mask (B, M) → logits (P,)."""
         level = self.attention(sentence[:, None], self.norm(memory), mask)[0].squeeze(1)
         features = torch.cat([sentence, level, sentence * level], dim=-1)
         return self.outer(nn.functional.gelu(self.inner(features))).squeeze(-1)
@@ -319,7 +329,7 @@ class HamLearningCoAttentionRound(nn.Module):
     def __init__(self, config: HamLearningConfig, is_last: bool):
         super().__init__()
         self.words = HamLearningTransformerLayer(config)
-        # Nobody reads the memory after the last round.
+        # The memory is not used after the last round, so its layer is left out.
         self.memory = None if is_last else HamLearningTransformerLayer(config)
 
     def forward(
@@ -337,7 +347,11 @@ class HamLearningCoAttentionRound(nn.Module):
 
 
 class HamLearningFusionGate(nn.Module):
-    """Final gate: how much of the refined words joins the text's own."""
+    """Final gate: how much of the refined words is added to the text's own.
+
+    The sum is scaled by how relevant the image is as a whole. At relevance 0 the result is the text's own words, bit for
+    bit, so a post with an irrelevant image is a post without an image.
+    """
 
     def __init__(self, config: HamLearningConfig):
         super().__init__()
@@ -345,14 +359,15 @@ class HamLearningFusionGate(nn.Module):
         self.gate = nn.Linear(2 * config.fusion_size, config.fusion_size)
         self.output = nn.Linear(config.fusion_size, config.text_config.hidden_size, bias=False)
 
-    def forward(self, words: Tensor, narrow: Tensor, refined: Tensor) -> Tensor:
-        """words (P, W, H), the same in d (P, W, d) before and after stage 3 → (P, W, H)."""
+    def forward(self, words: Tensor, projected: Tensor, refined: Tensor, relevance: Tensor) -> Tensor:
+        """words (B, W, H), their projections (B, W, d) before and after stage 3, relevance (B,) → (B, W, H)."""
         refined = self.norm(refined)
-        return words + self.output(self.gate(torch.cat([narrow, refined], dim=-1)).sigmoid() * refined)
+        update = self.output(self.gate(torch.cat([projected, refined], dim=-1)).sigmoid() * refined)
+        return words + relevance[:, None, None] * update
 
 
 class HamLearningImageBranch(nn.Module):
-    """Everything a post's image adds: stages 1 to 3 on the posts that have one. Without an image it does not exist."""
+    """What the image adds to the words of a post: stages 1 to 3 beside the text encoder."""
 
     def __init__(self, config: HamLearningConfig, num_channels: int, embedding_size: int):
         super().__init__()
@@ -371,7 +386,7 @@ class HamLearningImageBranch(nn.Module):
             HamLearningCoAttentionRound(config, is_last=index == config.num_iterations - 1)
             for index in range(config.num_iterations)
         )
-        self.gate = HamLearningFusionGate(config)
+        self.fusion_gate = HamLearningFusionGate(config)
 
     def memories(
         self,
@@ -381,16 +396,16 @@ class HamLearningImageBranch(nn.Module):
         region_mask: Tensor,
         label_embeddings: Tensor,
         label_mask: Tensor,
+        has_image: Tensor,
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Stage 1: each level's memory (P, M_level, d) and its mask."""
+        """Stage 1: each level's memory (B, M_level, d) and its mask (B, M_level), all false without an image."""
         cells, cell_boxes, regions = self.image_embeddings(feature_map, region_boxes)
-        # Every token says where it lies, so that words which name a place find it at each level.
+        # Every visual token knows its position, so that words which name a place find it at each level.
         where = self.box_embedding(region_boxes)
         objects = regions + where
         memories = {}
         if self.config.use_global:
-            everywhere = torch.ones(cells.shape[:2], dtype=torch.bool, device=cells.device)
-            memories["global"] = cells + self.box_embedding(cell_boxes), everywhere
+            memories["global"] = cells + self.box_embedding(cell_boxes), has_image[:, None].expand(cells.shape[:2])
         if self.config.use_objects:
             memories["object"] = objects, region_mask
         if self.config.use_spatial:
@@ -401,66 +416,74 @@ class HamLearningImageBranch(nn.Module):
         return memories
 
     @staticmethod
-    def sentence(narrow: Tensor, word_mask: Tensor) -> Tensor:
-        """Mean of the words: (P, W, d) → (P, d)."""
-        return (narrow * word_mask[..., None]).sum(1) / word_mask.sum(1, keepdim=True).clamp(min=1)
+    def sentence(projected: Tensor, word_mask: Tensor) -> Tensor:
+        """Mean of the words: (B, W, d) → (B, d)."""
+        return (projected * word_mask[..., None]).sum(1) / word_mask.sum(1, keepdim=True).clamp(min=1)
 
-    def matching_loss(self, words: Tensor, word_mask: Tensor, memories: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
-        """Cross-entropy of relevance against whether the picture is the post's own or its neighbour's, summed over posts.
+    def matching_loss(
+        self, words: Tensor, word_mask: Tensor, memories: dict[str, tuple[Tensor, Tensor]], has_image: Tensor
+    ) -> Tensor:
+        """Image-text matching: cross-entropy of relevance against whether the image is the post's own, summed over posts.
 
-        A level counts where it is present, and posts without a neighbour not at all.
+        The negative is the image of the post before it that has one. A level counts where it is present. A batch with fewer
+        than two images has no negatives and counts nothing.
         """
-        loss = torch.zeros((), device=words.device)
-        if len(words) < 2:
-            return loss
+        num_images = has_image.sum()
+        # Posts with an image are put first, in their order; each is paired with the one before it, the first with the last.
+        order = torch.argsort(~has_image, stable=True)
+        before = order[(torch.arange(len(order), device=order.device) - 1) % num_images.clamp(min=1)]
+        neighbour = torch.zeros_like(order).index_copy(0, order, before)
+        counts = has_image & (num_images > 1)
         sentence = self.sentence(self.text_projection(words), word_mask)
+        loss = torch.zeros((), device=words.device)
         for relevance, (memory, mask) in zip(self.relevance, memories.values(), strict=True):
-            for shift, label in ((0, 1.0), (1, 0.0)):
-                shown = mask.roll(shift, 0)
-                logits = relevance(sentence, memory.roll(shift, 0), shown).float()
+            for posts, target in ((torch.arange(len(words), device=words.device), 1.0), (neighbour, 0.0)):
+                logits = relevance(sentence, memory[posts], mask[posts]).float()
+                present = (mask[posts].any(dim=1) & counts).to(logits.dtype)
                 loss = loss + nn.functional.binary_cross_entropy_with_logits(
-                    logits, torch.full_like(logits, label), weight=shown.any(dim=1), reduction="sum"
+                    logits, torch.full_like(logits, target), weight=present, reduction="sum"
                 )
         return loss
 
     def forward(
-        self, words: Tensor, word_mask: Tensor, memories: dict[str, tuple[Tensor, Tensor]], output_attentions: bool
-    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...] | None]:
-        """Stages 2 and 3: refined words (P, W, H), relevance (P, 4), word-region attention (P, W, K), cross-attentions."""
-        narrow = self.text_projection(words)
-        sentence = self.sentence(narrow, word_mask)
+        self, words: Tensor, word_mask: Tensor, memories: dict[str, tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+        """Stages 2 and 3: refined words (B, W, H), relevance (B, 4), word-region attention (B, W, K), cross-attentions."""
+        projected = self.text_projection(words)
+        sentence = self.sentence(projected, word_mask)
 
-        relevance = narrow.new_zeros(words.shape[0], len(LEVELS))
+        relevance = projected.new_zeros(words.shape[0], len(LEVELS))
         weights = []
         for index, (level, (memory, mask)) in enumerate(memories.items()):
-            present = mask.any(dim=1)
+            level_relevance = mask.any(dim=1).to(projected.dtype)
             if self.config.use_relevance:
-                present = self.relevance[index](sentence, memory, mask).sigmoid() * present
-            relevance[:, LEVELS.index(level)] = present.to(relevance.dtype)
-            weights.append(present[:, None].to(narrow.dtype).expand(mask.shape))
+                level_relevance = self.relevance[index](sentence, memory, mask).sigmoid() * level_relevance
+            relevance[:, LEVELS.index(level)] = level_relevance.to(relevance.dtype)
+            weights.append(level_relevance[:, None].to(projected.dtype).expand(mask.shape))
+        # The image as a whole is relevant if any of its levels is.
+        image_relevance = 1 - (1 - relevance).prod(dim=1)
         weight = torch.cat(weights, dim=1)
         memory = torch.cat(
             [memory + self.level_embedding.weight[index] for index, (memory, _) in enumerate(memories.values())], dim=1
         )
         memory_mask = torch.cat([mask for _, mask in memories.values()], dim=1)
 
-        refined, cross_attentions = narrow, []
+        refined, cross_attentions = projected, []
         for layer in self.rounds:
             refined, memory, attention = layer(refined, word_mask, memory, memory_mask, weight)
             cross_attentions.append(attention)
-        # Levels that are all absent (objects only, in a picture without regions) leave the text's own words.
-        fused = torch.where(memory_mask.any(1)[:, None, None], self.gate(words, narrow, refined), words)
-        word_region_attention = self._by_region(torch.stack(cross_attentions).mean(2), memories)
-        return fused, relevance, word_region_attention, tuple(cross_attentions) if output_attentions else None
+        fused = self.fusion_gate(words, projected, refined, image_relevance)
+        word_region_attention = self._attention_per_region(torch.stack(cross_attentions).mean(2), memories)
+        return fused, relevance, word_region_attention, tuple(cross_attentions)
 
     @staticmethod
-    def _by_region(attention: Tensor, memories: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
-        """(rounds, P, W, M) → (P, W, K): a region's attention is that of its tokens at every level but the global one."""
+    def _attention_per_region(attention: Tensor, memories: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """(rounds, B, W, M) → (B, W, K): a region's attention is that of its tokens at every level but the global one."""
         parts = attention.split([mask.shape[1] for _, mask in memories.values()], dim=-1)
-        of_regions = [part for level, part in zip(memories, parts, strict=True) if level != "global"]
-        if not of_regions:
+        region_parts = [part for level, part in zip(memories, parts, strict=True) if level != "global"]
+        if not region_parts:
             return attention[0, ..., :0]
-        total = sum(of_regions)
+        total = sum(region_parts)
         share = total / total.sum(-1, keepdim=True).clamp(min=torch.finfo(total.dtype).tiny)
         return share.mean(0)
 
@@ -478,35 +501,63 @@ class HamLearningPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # For the text encoder; the layers of this file always use PyTorch's scaled dot-product attention.
     _no_split_modules = ["HamLearningImageBranch", "HamLearningCRF"]
     # The CRF's log-sums over a post do not survive bf16.
     _keep_in_fp32_modules_strict = ["crf"]
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As every model's, with the weights moved to aligned memory.
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As every model's, with three checks: weights of an older layout, labels of another order, aligned memory.
 
-        They come mapped from the file, where some start off a cache line; matrix products then take another path and
-        differ in the last bit from those of the model that was saved.
+        Raises:
+            ValueError: the checkpoint was saved by version 0.1, whose parts had other names.
         """
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs | {"output_loading_info": True})
+        model, info = loaded
+        if any(".image_side." in f".{name}" or name.endswith("crf.transitions") for name in info["unexpected_keys"]):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} was saved by HamLearning 0.1, whose model was another one: train it again, or "
+                "load it with the code that lies beside it (AutoModel….from_pretrained(…, trust_remote_code=True))"
+            )
+        if {"config", "id2label", "label2id"} & set(kwargs) or args:
+            _warn_of_other_labels(model.config, pretrained_model_name_or_path, kwargs)
+        # Weights come mapped from the file, where some start off a cache line. Matrix products then take another path and
+        # differ in the last bit from those of the model that was saved.
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
                 tensor.data = tensor.data.clone()
-        return loaded
+        return loaded if kwargs.get("output_loading_info") else model
 
     @torch.no_grad()
     def _init_weights(self, module):
-        super()._init_weights(module)
+        """Initial weights of everything outside the two encoders, which keep their own.
+
+        Layers of the image branch are as wide as `fusion_size`, so a fixed standard deviation fits one width only. Glorot
+        and Bengio (2010) keep the variance of a signal at every width. Embeddings that are added to normalised features,
+        or to keys and values made from them, have their variance of 1. The classifier and the CRF start as BERT's classifier.
+        """
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=1.0)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
         if isinstance(module, HamLearningWordPooling):
-            init.normal_(module.missing, std=self.config.initializer_range)
+            init.normal_(module.missing, std=CLASSIFIER_STD)
+        elif isinstance(module, HamLearningRelevance):
+            init.constant_(module.outer.bias, INITIAL_RELEVANCE_LOGIT)
+        elif isinstance(module, HamLearningForTokenClassification):
+            init.normal_(module.classifier.weight, std=CLASSIFIER_STD)
+        elif isinstance(module, HamLearningTransitionScores):
+            for scores in (module.start, module.transitions, module.end):
+                init.normal_(scores, std=CLASSIFIER_STD)
         elif isinstance(module, HamLearningCRF):
             for name, constraint in bio_constraints(module.label_names).items():
                 init.copy_(getattr(module, name), constraint)
-            if module.learned:
-                for scores in (module.start, module.transitions, module.end):
-                    init.normal_(scores, std=self.config.initializer_range)
 
 
 class HamLearningModel(HamLearningPreTrainedModel):
@@ -516,9 +567,9 @@ class HamLearningModel(HamLearningPreTrainedModel):
         super().__init__(config)
         self.text_encoder = AutoModel.from_config(config.text_config)
         if getattr(self.text_encoder, "pooler", None) is not None:
-            # A sentence vector nobody reads: cost in forward, an unused parameter in DistributedDataParallel.
+            # The pooled output is not used: it would cost time, and be an unused parameter in distributed training.
             self.text_encoder.pooler = None
-        self.words = HamLearningWordPooling(config)
+        self.word_pooling = HamLearningWordPooling(config)
         if config.levels:
             self.vision_encoder = AutoBackbone.from_config(config.vision_config)
             embedding_size = self.text_encoder.get_input_embeddings().weight.shape[1]
@@ -546,10 +597,16 @@ class HamLearningModel(HamLearningPreTrainedModel):
         return self
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor, word_positions: Tensor, **kwargs):
-        """(B, N, S) windows → words (B, W, H) and the text encoder's output. A window of padding only is not encoded."""
+        """(B, N, S) windows → words (B, W, H) and the text encoder's output.
+
+        A window of padding only is not encoded, except in a compiled or exported graph, whose shapes may not depend on it.
+        """
         batch_size, num_windows, length = input_ids.shape
         input_ids, attention_mask = input_ids.flatten(0, 1), attention_mask.flatten(0, 1)
-        if num_windows == 1:
+        if num_windows == 1 or torch.compiler.is_compiling():
+            # A window that may attend to nothing would give NaN.
+            first = torch.arange(length, device=input_ids.device) == 0
+            attention_mask = torch.where(attention_mask.any(dim=1, keepdim=True), attention_mask, first.to(attention_mask))
             output = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
             hidden = output.last_hidden_state
         else:
@@ -557,10 +614,10 @@ class HamLearningModel(HamLearningPreTrainedModel):
             output = self.text_encoder(input_ids=input_ids[filled], attention_mask=attention_mask[filled], **kwargs)
             hidden = output.last_hidden_state.new_zeros(input_ids.shape[0], length, output.last_hidden_state.shape[-1])
             hidden = hidden.index_copy(0, filled, output.last_hidden_state)
-        return self.words(hidden.unflatten(0, (batch_size, num_windows)).flatten(1, 2), word_positions), output
+        return self.word_pooling(hidden.unflatten(0, (batch_size, num_windows)).flatten(1, 2), word_positions), output
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values (P, 3, height, width) → the backbone's last feature map (P, C, rows, columns)."""
+        """pixel_values (B, 3, height, width) → the backbone's last feature map (B, C, rows, columns)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.vision_frozen):
             # Convolutions are faster on channels that lie together: a tenth of a ResNet-50 on the CPU.
             pixel_values = pixel_values.to(self.vision_encoder.dtype, memory_format=torch.channels_last)
@@ -590,14 +647,16 @@ class HamLearningModel(HamLearningPreTrainedModel):
 
         Args:
             input_ids, attention_mask: (B, N, S), or (B, S) for one window a post.
-            word_positions: (B, W) a word's first sub-token in its post's N·S, −1 for none.
-            word_mask: (B, W) which words are there.
-            pixel_values: (B, 3, height, width); what stands where `has_image` is false is never read.
+            word_positions: (B, W) position of a word's first sub-token in its post's N·S, −1 for a word without one.
+            word_mask: (B, W) true for words, false for padding.
+            pixel_values: (B, 3, height, width); the pixels of a post whose `has_image` is false are never read.
             has_image: (B,) bool; all true when pixels are given without it.
-            image_sizes: (B, 2) height and width of the original pictures; square if not given.
+            image_sizes: (B, 2) height and width of the original images; square if not given.
             region_boxes, region_mask: (B, K, 4) in [0, 1] and (B, K); no regions if not given.
             region_label_ids: (B, K, T) sub-tokens of the regions' labels, padded with the text encoder's pad token.
             vision_features: (B, C, rows, columns) from `get_image_features`, in place of `pixel_values`.
+
+        In training a share `image_dropout` of the posts is read without its image.
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
@@ -617,27 +676,27 @@ class HamLearningModel(HamLearningPreTrainedModel):
             output_hidden_states=output_hidden_states,
         )
 
-        num_regions = region_boxes.shape[1] if region_boxes is not None else 0
-        relevance = words.new_zeros(words.shape[0], len(LEVELS))
-        attention = words.new_zeros(*words.shape[:2], num_regions)
-        cross_attentions = relevance_loss = None
-        picture = vision_features if vision_features is not None else pixel_values
-        if picture is not None and self.config.levels:
-            has_image = words.new_ones(words.shape[0], dtype=torch.bool) if has_image is None else has_image.bool()
-            posts = has_image.nonzero().squeeze(1)
-            if len(posts):
-                side = self.prepare_image_inputs(
-                    posts, picture, vision_features is None, image_sizes, region_boxes, region_label_ids, region_mask
-                )
-                memories = self.image_branch.memories(**side)
-                shown = words[posts], word_mask[posts], memories
-                fused, related, attended, cross_attentions = self.image_branch(*shown, bool(output_attentions))
-                if self.training and self.config.use_relevance and self.config.relevance_loss_weight > 0:
-                    relevance_loss = self.image_branch.matching_loss(*shown)
-                words = words.index_copy(0, posts, fused.to(words.dtype))
-                relevance = relevance.index_copy(0, posts, related.to(words.dtype))
-                if attended.shape[-1]:
-                    attention = attention.index_copy(0, posts, attended.to(words.dtype))
+        has_image = self._images_to_read(words, pixel_values if vision_features is None else vision_features, has_image)
+        if has_image is not None:
+            inputs = self.prepare_image_inputs(
+                has_image,
+                self._feature_maps(words, pixel_values, vision_features, has_image),
+                image_sizes,
+                region_boxes,
+                region_label_ids,
+                region_mask,
+            )
+            memories = self.image_branch.memories(**inputs)
+            fused, relevance, attention, cross_attentions = self.image_branch(words, word_mask, memories)
+            relevance_loss = None
+            if self.training and self.config.use_relevance and self.config.relevance_loss_weight > 0:
+                relevance_loss = self.image_branch.matching_loss(words, word_mask, memories, has_image)
+            words = torch.where(has_image[:, None, None], fused.to(words.dtype), words)
+        else:
+            num_regions = region_boxes.shape[1] if region_boxes is not None else 0
+            relevance = words.new_zeros(words.shape[0], len(LEVELS))
+            attention = words.new_zeros(*words.shape[:2], num_regions)
+            cross_attentions = relevance_loss = None
 
         output = HamLearningModelOutput(
             last_hidden_state=words,
@@ -645,36 +704,70 @@ class HamLearningModel(HamLearningPreTrainedModel):
             word_region_attention=attention,
             hidden_states=text.hidden_states if output_hidden_states else None,
             attentions=text.attentions if output_attentions else None,
-            cross_attentions=cross_attentions,
+            cross_attentions=cross_attentions if output_attentions else None,
             relevance_loss=relevance_loss,
         )
         return output if return_dict else output.to_tuple()
 
+    def _images_to_read(self, words: Tensor, images: Tensor | None, has_image: Tensor | None) -> Tensor | None:
+        """(B,) which posts are read with their image; `None` if the image branch has nothing to do.
+
+        In training the branch always runs: every process of a distributed run then has gradients for the same parameters.
+        """
+        if not self.config.levels or (images is None and not self.training):
+            return None
+        if images is None:
+            return words.new_zeros(words.shape[0], dtype=torch.bool)
+        has_image = words.new_ones(words.shape[0], dtype=torch.bool) if has_image is None else has_image.bool()
+        if self.training:
+            return has_image & (torch.rand(len(has_image), device=has_image.device) >= self.config.image_dropout)
+        # A compiled graph may not branch on a value.
+        return has_image if torch.compiler.is_compiling() or has_image.any() else None
+
+    def _feature_maps(
+        self, words: Tensor, pixel_values: Tensor | None, vision_features: Tensor | None, has_image: Tensor
+    ) -> Tensor:
+        """(B, C, rows, columns): the backbone's maps of the posts with an image, 0 for the others."""
+        mask = has_image[:, None, None, None]
+        if vision_features is not None:
+            return vision_features.masked_fill(~mask, 0)
+        if torch.compiler.is_compiling():
+            return self.get_image_features(pixel_values.masked_fill(~mask, 0)) * mask
+        places = has_image.nonzero().squeeze(1)
+        if len(places):
+            feature_maps = self.get_image_features(pixel_values[places])
+            return feature_maps.new_zeros(len(has_image), *feature_maps.shape[1:]).index_copy(0, places, feature_maps)
+        empty = words.new_zeros(len(has_image), self.vision_encoder.channels[-1], 1, 1)
+        # The backbone has not run; its parameters enter the graph with weight 0, for distributed training as above.
+        return empty + 0 * sum(weight.sum() for weight in self.vision_encoder.parameters() if weight.requires_grad)
+
     def prepare_image_inputs(
-        self, posts, picture, is_pixels, image_sizes, region_boxes, region_label_ids, region_mask
+        self,
+        has_image: Tensor,
+        feature_map: Tensor,
+        image_sizes: Tensor | None,
+        region_boxes: Tensor | None,
+        region_label_ids: Tensor | None,
+        region_mask: Tensor | None,
     ) -> dict[str, Tensor]:
-        """The image side's inputs for the posts (P,) that have an image, with what was not given filled in."""
-        picture = picture[posts]
-        feature_map = self.get_image_features(picture) if is_pixels else picture
-        num_posts, device = len(picture), picture.device
-        image_sizes = torch.ones(num_posts, 2, device=device) if image_sizes is None else image_sizes[posts]
-        region_boxes = torch.zeros(num_posts, 0, 4, device=device) if region_boxes is None else region_boxes[posts]
+        """Arguments of `HamLearningImageBranch.memories`, with defaults for what is not given. Shapes as in `forward`."""
+        num_posts, device = len(has_image), has_image.device
+        image_sizes = torch.ones(num_posts, 2, device=device) if image_sizes is None else image_sizes
+        region_boxes = torch.zeros(num_posts, 0, 4, device=device) if region_boxes is None else region_boxes
         if region_mask is None:
             region_mask = torch.ones(region_boxes.shape[:2], dtype=torch.bool, device=device)
-        else:
-            region_mask = region_mask[posts].bool()
+        region_mask = region_mask.bool() & has_image[:, None]
         if region_label_ids is None:
             region_label_ids = torch.zeros(*region_boxes.shape[:2], 0, dtype=torch.long, device=device)
-        else:
-            region_label_ids = region_label_ids[posts]
         return {
-            "feature_map": feature_map.to(self.image_branch.image_embeddings.projection.weight.dtype),
+            "feature_map": feature_map.to(self.image_branch.image_embeddings.norm.weight.dtype),
             "image_sizes": image_sizes,
-            # Padding may hold anything: a not-a-number there must not spread.
+            # Padding may hold anything: a NaN there must not spread.
             "region_boxes": region_boxes.masked_fill(~region_mask[..., None], 0),
             "region_mask": region_mask,
             "label_embeddings": self.get_input_embeddings()(region_label_ids),
             "label_mask": region_label_ids != (self.config.text_config.pad_token_id or 0),
+            "has_image": has_image,
         }
 
 
@@ -774,17 +867,22 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
         region_mask: Tensor | None = None,
         labels: Tensor | None = None,
         vision_features: Tensor | None = None,
+        inputs_embeds: None = None,
         num_items_in_batch: Tensor | int | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> HamLearningTokenClassifierOutput | tuple:
-        """Emission scores of every word, and the loss if labels (B, W), −100 at padding, are given.
+        """Emission scores (B, W, L) of every word, and the loss if labels (B, W), −100 at padding, are given.
 
-        The loss is the posts' negative log-likelihood over the number of labelled words: of this batch, or of the
-        global batch if the Trainer says how many those are. In training the weighted `relevance_loss` is part of it. An
-        orphan I-X is read as B-X. For the other arguments see [`HamLearningModel.forward`].
+        The loss is the posts' negative log-likelihood over the number of labelled words: those of this batch, or of the
+        global batch if the Trainer says how many they are. In training the weighted `relevance_loss` is part of it. An
+        orphan I-X is read as B-X. `inputs_embeds` is there for PEFT, which passes `None`. For the other arguments see
+        [`HamLearningModel.forward`].
         """
+        if inputs_embeds is not None:
+            raise ValueError("inputs_embeds: expected None, got a tensor; give input_ids, from which words are found")
+        self.crf.use_labels(self.config.label_names)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         output = self.emissions(
             input_ids=input_ids,
@@ -833,7 +931,24 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
     @torch.no_grad()
     def decode(self, outputs: HamLearningTokenClassifierOutput, word_mask: Tensor) -> list[list[int]]:
         """The best legal label ids of every post, as many as it has words; O for entities below `min_entity_score`."""
+        self.crf.use_labels(self.config.label_names)
         return self.crf.decode(outputs.logits, word_mask.bool(), self.config.min_entity_score)
+
+
+def _warn_of_other_labels(config: HamLearningConfig, source: str | Path, kwargs: dict):
+    """Warn if a loaded classifier's columns are now named otherwise than when they were trained."""
+    hub_options = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+    saved, _ = type(config).get_config_dict(source, **{name: kwargs[name] for name in hub_options if name in kwargs})
+    trained = {int(index): name for index, name in (saved.get("id2label") or {}).items()}
+    changed = [
+        f"{index}: {trained[index]} → {name}" for index, name in config.id2label.items() if trained.get(index, name) != name
+    ]
+    if changed and len(trained) == len(config.id2label):
+        logger.warning(
+            "The classifier of %s was trained for other labels, and its columns keep their weights (%s). Train it for the "
+            "new labels, or load it with the labels it was trained for.",
+            source, ", ".join(changed[:8]) + (" …" if len(changed) > 8 else ""),
+        )  # fmt: skip
 
 
 def _load_exactly(module: nn.Module, weights: dict[str, Tensor], path: Path):

@@ -28,7 +28,7 @@ def tiny_config(backbone: str = "resnet10t", text_config=None, **switches) -> Ha
         vision_config={"model_type": "timm_backbone", "backbone": backbone, "out_indices": [-1]},
         id2label=dict(enumerate(LABELS)),
         label2id={label: index for index, label in enumerate(LABELS)},
-        **{"fusion_size": 32, "fusion_attention_heads": 4} | switches,
+        **{"fusion_size": 32, "fusion_attention_heads": 4, "image_dropout": 0.0} | switches,
     )
 
 

@@ -22,7 +22,7 @@ SMALL_TEXT = {
     "model_type": "modernbert", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "intermediate_size": 256, "max_position_embeddings": 128, "initializer_range": 0.05,
 }  # fmt: skip
-SMALL_MODEL = {"fusion_size": 128, "num_iterations": 2, "fusion_attention_heads": 4, "initializer_range": 0.05}
+SMALL_MODEL = {"fusion_size": 128, "num_iterations": 2, "fusion_attention_heads": 4}
 ONLY_SCENE = NO_LEVELS | {"use_global": True}
 FULL, TEXT_ALONE, PLAIN, POOLED = "full model", "text alone", "plain recipe", "pooled image"
 
@@ -74,9 +74,8 @@ def _synthetic_settings(scenario: str) -> dict:
         settings |= {"text": text_encoder(), "learning_rate": 1e-4, "head_learning_rate": 1e-3}
         settings |= {"per_device_train_batch_size": 16}
     if scenario == "iterations":
-        # Two attentions have to find each other. They do with large batches, initial weights near 1/√d and no dropout.
-        two_hops = {"initializer_range": 0.09, "fusion_dropout": 0.0}
-        settings |= {"per_device_train_batch_size": 128, "model_config": SMALL_MODEL | two_hops}
+        # Two attentions have to find each other. They do with large batches and no dropout.
+        settings |= {"per_device_train_batch_size": 128, "model_config": SMALL_MODEL | {"fusion_dropout": 0.0}}
     return settings
 
 

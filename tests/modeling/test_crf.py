@@ -21,7 +21,7 @@ def make_crf(labels: list[str], seed: int = 0, scale: float = 2.0, learned: bool
     crf = HamLearningCRF(labels, learned=learned)
     if learned:
         with torch.no_grad():
-            for scores in (crf.start, crf.transitions, crf.end):
+            for scores in crf.transition_scores.parameters():
                 scores.copy_(scale * torch.randn(scores.shape, generator=generator))
     return crf
 
@@ -40,8 +40,8 @@ def enumerate_paths(crf: HamLearningCRF, emissions: torch.Tensor) -> dict[tuple[
     emissions = emissions.detach().double()
     zero = torch.zeros(len(crf.label_names), len(crf.label_names), dtype=torch.double)
     start, transitions, end = (
-        (crf.start.detach().double(), crf.transitions.detach().double(), crf.end.detach().double())
-        if crf.learned
+        tuple(scores.detach().double() for scores in crf.transition_scores())
+        if crf.transition_scores is not None
         else (zero[0], zero, zero[0])
     )
     scores = {}

@@ -272,7 +272,7 @@ def test_bf16_weights_keep_the_crf_in_fp32(tmp_path):
     model, batch = tiny_model(), random_batch()
     model.save_pretrained(tmp_path)
     half = HamLearningForTokenClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert half.model.text_encoder.dtype == torch.bfloat16 and half.crf.transitions.dtype == torch.float32
+    assert half.model.text_encoder.dtype == torch.bfloat16 and half.crf.transition_scores.transitions.dtype == torch.float32
     assert torch.equal(half.crf.transition_constraint, model.crf.transition_constraint)
     output = half(**batch)
     assert output.loss.dtype == torch.float32 and output.logits.dtype == torch.bfloat16
@@ -338,7 +338,7 @@ def test_another_label_set_gets_its_own_crf(tmp_path):
     )  # fmt: skip
     fresh = tiny_model().crf.__class__(labels)
     assert torch.equal(model.crf.transition_constraint, fresh.transition_constraint)
-    assert torch.equal(model.crf.begin, fresh.begin) and model.crf.transitions.isfinite().all()
+    assert torch.equal(model.crf.begin, fresh.begin) and model.crf.transition_scores.transitions.isfinite().all()
 
 
 def test_auto_classes_know_the_model(tmp_path):
