@@ -102,6 +102,7 @@ def fill_tables(document: str, tables: dict[str, str]) -> str:
 def document_tables(runs: Runs) -> dict[str, str]:
     """The tables that the documents show, by their names."""
     return {
+        "summary": _summary_table(runs),
         "levels": _levels_table(_select(runs, "levels")),
         "relevance": _relevance_table(_select(runs, "relevance")),
         "text": _text_table(_select(runs, "text")),
@@ -206,6 +207,25 @@ def _score_cell(runs: Runs, scored_on: str) -> Callable[..., str]:
         return spread((score[metric] for score in scores if score), digits=1)
 
     return cell
+
+
+def _summary_table(runs: Runs) -> str:
+    """The main results in a few lines, for README."""
+    levels, text = scores_frame(_select(runs, "levels")), _score_cell(_select(runs, "text"), "valid")
+    paintings, groups = _score_cell(_select(runs, "paintings"), "own"), _group(_select(runs, "text"))
+    full = levels[(levels["model"] == FULL) & (levels["scored_on"] == "test")].groupby("data")["f1"].mean()
+    alone = levels[(levels["model"] == TEXT_ALONE) & (levels["scored_on"] == "test")].groupby("data")["f1"].mean()
+    models = f"full model at least {100 * full.min():.1f}; text alone at most {100 * alone.max():.1f}"
+    lines = [["synthetic", f"{len(full)} sets whose images tell types", models]]
+    for data in REAL_TEXT:
+        without_threshold = spread((run["measures"]["f1_by_min_score"]["0.0"] for run in groups[data, TEXT_ALONE]), digits=1)
+        models = f"plain recipe {text(data, PLAIN)}; CRF {without_threshold}; CRF and threshold {text(data, TEXT_ALONE)}"
+        lines.append(["real text without images", data.capitalize(), models])
+    own, without = paintings("paintings", FULL), paintings("paintings", TEXT_ALONE, scored_on="none")
+    lines.append(
+        ["real photos, labels by a language model", "paintings", f"with the image {own}; model of the text alone {without}"]
+    )
+    return markdown_table(["posts", "task", "F1 in percent, mean ± deviation of the seeds"], lines)
 
 
 def _levels_table(runs: Runs) -> str:
