@@ -18,8 +18,8 @@ from transformers import AutoModel, BertConfig, TrainerState, pipeline
 
 import train
 from benchmarks.controlled.measures import gold_entities
-from examples.demo import f1, post_of
-from mner_data.loading import dataset_labels
+from examples.demo import f1
+from mner_data.loading import dataset_labels, row_to_post
 from mner_data.readers import read_conll
 from mner_data.synthetic_images import pure_noise
 from mner_data.synthetic_posts import synthetic_dataset
@@ -292,7 +292,7 @@ def test_rows_with_a_wrong_number_of_labels_are_named():
 def score_loss(folder: Path) -> float:
     """Mean log-loss of the scores of a model's entities in the posts that the runs are validated on."""
     rows = synthetic_dataset(8, 1)
-    tagged = pipeline("mner", model=str(folder), trust_remote_code=True)([post_of(row) for row in rows])
+    tagged = pipeline("mner", model=str(folder), trust_remote_code=True)([row_to_post(row) for row in rows])
     losses = []
     for row, entities in zip(rows, tagged, strict=True):
         gold = {

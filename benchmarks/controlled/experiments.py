@@ -123,8 +123,8 @@ def _relevance_experiments(seed: int) -> Iterator[Experiment]:
 def _relevance_data(seed: int) -> Splits:
     train = mixed_relevance_dataset(RELEVANCE_TRAIN, 1000 * (seed + 1))
     test = mixed_relevance_dataset(RELEVANCE_TEST, 1000 * (seed + 1) + 1)
-    own = test.filter(lambda row: row["own_picture"])
-    scored = {"own": own, "swapped": test.filter(lambda row: not row["own_picture"])}
+    own = test.filter(lambda row: row["own_image"])
+    scored = {"own": own, "swapped": test.filter(lambda row: not row["own_image"])}
     scored |= {name: spoiled(own, noise) for name, noise in NOISES.items()}
     return DatasetDict({"train": train}), scored
 

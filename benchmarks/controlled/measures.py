@@ -15,7 +15,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from sklearn.metrics import roc_auc_score
 from torchvision.ops import box_iou
 
-from mner_data.loading import dataset_labels
+from mner_data.loading import dataset_labels, row_to_post
 from modeling_hamlearning import LEVELS, HamLearningForTokenClassification, MnerPipeline
 from processors import HamLearningProcessor
 from training.collator import MnerCollator
@@ -169,11 +169,4 @@ def _tag(
 ) -> Iterator[list[dict[str, Any]]]:
     ner = MnerPipeline(model=model.eval(), processor=processor)
 
-    def posts():
-        for row in rows:
-            post = {"text": row["tokens"], "image": row["image"]}
-            if row["image"] is not None and row.get("boxes") is not None:
-                post |= {name: row[name] for name in ("boxes", "box_labels", "box_scores")}
-            yield post
-
-    yield from ner(posts(), batch_size=BATCH_SIZE)
+    yield from ner((row_to_post(row) for row in rows), batch_size=BATCH_SIZE)
