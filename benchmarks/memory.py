@@ -2,7 +2,7 @@
 
 Synthetic posts go through the pipeline as one generator. 2,000 posts are rendered and repeated. Each repetition gets a number
 as its last word and a block of another colour in its image, so that no two posts are equal for the tokenizer or for the
-pipeline's cache of images. Exits with an error if the memory at the end is more than 5 % above that after the first thousand posts.
+pipeline's cache of images. Exits with an error if the memory at the end is more than 5 % above that after the first 1,000.
 """
 
 from __future__ import annotations

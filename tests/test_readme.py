@@ -104,8 +104,9 @@ def test_commands_name_files_modules_and_arguments_that_exist(page):
         assert importlib.util.find_spec(module) is not None, module
     for path in re.findall(r"(?:python|config_file) ([\w/]+\.(?:py|yaml))", code):
         assert (ROOT / path).is_file(), path
-    for line in re.findall(r"(?:python|accelerate launch.*?) train\.py (.*?)(?: #|$)", code, re.MULTILINE):
-        parse_arguments([str(ROOT / word) if word.startswith("configs/") else word for word in shlex.split(line)])
+    for line in re.findall(r"^(?:python|accelerate launch.*?) train\.py ([^#\n]*)", code, re.MULTILINE):
+        words = [str(ROOT / word) if word.startswith("configs/") else word for word in shlex.split(line)]
+        parse_arguments([*words, "--use_cpu"])
     for target in re.findall(r"^make ([\w-]+)", code, re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), target
 
