@@ -167,7 +167,7 @@ def tagging(device: str, rounds: int) -> dict[str, float]:
     @torch.no_grad()
     def image_branch():
         for side, words, mask in sides:
-            inner.image_branch(words, mask, inner.image_branch.memories(**side), False)
+            inner.image_branch(words, mask, inner.image_branch.memories(**side))
 
     @torch.no_grad()
     def decode():
@@ -176,7 +176,7 @@ def tagging(device: str, rounds: int) -> dict[str, float]:
 
     with torch.no_grad():
         emissions = [model(**batch).logits for batch in batches]
-        sides = [_image_side(inner, batch) for batch in batches]
+        sides = [image_branch_inputs(inner, batch) for batch in batches]
     actions = {
         "tag": tag(model, batches),
         "text": text,
@@ -198,11 +198,11 @@ def tagging(device: str, rounds: int) -> dict[str, float]:
     }
 
 
-def _image_side(model: HamLearningModel, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+def image_branch_inputs(model: HamLearningModel, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """The inputs of the image branch for a batch."""
     names = ("image_sizes", "region_boxes", "region_label_ids", "region_mask")
-    posts = batch["has_image"].nonzero().squeeze(1)
-    side = model.prepare_image_inputs(posts, batch["pixel_values"], True, *(batch[name] for name in names))
+    feature_maps = model.get_image_features(batch["pixel_values"])
+    side = model.prepare_image_inputs(batch["has_image"], feature_maps, *(batch[name] for name in names))
     words, _ = model.encode_text(batch["input_ids"], batch["attention_mask"], batch["word_positions"])
     return side, words, batch["word_mask"]
 

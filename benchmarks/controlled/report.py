@@ -211,15 +211,19 @@ def _score_cell(runs: Runs, scored_on: str) -> Callable[..., str]:
 
 def _summary_table(runs: Runs) -> str:
     """The main results in a few lines, for README."""
-    levels, text = scores_frame(_select(runs, "levels")), _score_cell(_select(runs, "text"), "valid")
-    paintings, groups = _score_cell(_select(runs, "paintings"), "own"), _group(_select(runs, "text"))
+    levels, groups = scores_frame(_select(runs, "levels")), _group(_select(runs, "text"))
+    paintings = _score_cell(_select(runs, "paintings"), "own")
     full = levels[(levels["model"] == FULL) & (levels["scored_on"] == "test")].groupby("data")["f1"].mean()
     alone = levels[(levels["model"] == TEXT_ALONE) & (levels["scored_on"] == "test")].groupby("data")["f1"].mean()
     models = f"full model at least {100 * full.min():.1f}; text alone at most {100 * alone.max():.1f}"
     lines = [["synthetic", f"{len(full)} sets whose images tell types", models]]
     for data in REAL_TEXT:
-        without_threshold = spread((run["measures"]["f1_by_min_score"]["0.0"] for run in groups[data, TEXT_ALONE]), digits=1)
-        models = f"plain recipe {text(data, PLAIN)}; CRF {without_threshold}; CRF and threshold {text(data, TEXT_ALONE)}"
+        plain, ours = ({run["seed"]: run for run in groups.get((data, model), [])} for model in (PLAIN, TEXT_ALONE))
+        seeds = sorted(plain.keys() & ours.keys())
+        by_threshold = [ours[seed]["measures"]["f1_by_min_score"] for seed in seeds]
+        f1 = [spread((plain[seed]["scores"]["valid"]["f1"] for seed in seeds), digits=1)]
+        f1 += [spread((scores[threshold] for scores in by_threshold), digits=1) for threshold in ("0.0", "0.6")]
+        models = f"plain recipe {f1[0]}; CRF {f1[1]}; CRF and threshold {f1[2]} (seeds: {len(seeds)})"
         lines.append(["real text without images", data.capitalize(), models])
     own, without = paintings("paintings", FULL), paintings("paintings", TEXT_ALONE, scored_on="none")
     lines.append(
