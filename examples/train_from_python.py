@@ -8,7 +8,7 @@ from training.collator import MnerCollator
 from training.metric import ComputeMnerMetrics
 from training.trainer import MnerTrainer
 
-data = synthetic_splits([300, 60])  # or load_splits("my_data")[0] of mner_data.loading
+data = synthetic_splits([200, 40])  # or load_splits("my_data")[0] of mner_data.loading
 labels = dataset_labels(data["train"])
 encoders = ModelArguments("from_scratch", text_config={"num_hidden_layers": 2, "hidden_size": 96}, vision="resnet10t")
 encoders.vision_pretrained, encoders.image_size = False, 32
