@@ -11,14 +11,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 
 from tests.bulk.images import image_bytes
 
 pytest.importorskip("ray", reason="bulk tagging needs the extra bulk")
 import predict  # noqa: E402
 from bulk.output import adopt_run_folder  # noqa: E402
-from bulk.sources import open_data  # noqa: E402
 from mner_data.readers import DataError  # noqa: E402
 from predict import cli, main  # noqa: E402
 
@@ -72,48 +71,6 @@ POSTS = [
     {"id": f"post {place}", "tokens": ["Jordan", "scores", str(place)], "image": {"bytes": image_bytes(), "path": None}}
     for place in range(6)
 ]
-CONLL = "IMGID:photo\nJordan\tB-PER\nscores\tO\n\nIMGID:other\nAmazon\tB-LOC\n"
-
-
-def write_form(form: str, folder: Path) -> tuple[str, list[str]]:
-    """Posts in one of the forms that are read, and their ids."""
-    ids = [row["id"] for row in POSTS]
-    rows = Dataset.from_list(POSTS)
-    if form == "parquet folder":
-        (folder / "data").mkdir()
-        for part in range(2):
-            rows.shard(2, part, contiguous=True).to_parquet(folder / "data" / f"part{part}.parquet")
-        return str(folder), ids
-    if form == "saved data set":
-        DatasetDict({"train": rows.select(range(4)), "test": rows.select(range(4, 6))}).save_to_disk(folder / "saved")
-        return str(folder / "saved"), ids
-    if form == "JSONL folder":
-        for part in range(2):
-            lines = [json.dumps({"id": row["id"], "text": "Jordan"}) for row in POSTS[3 * part : 3 * part + 3]]
-            (folder / f"part{part}.jsonl").write_text("\n".join(lines))
-        return str(folder), ids
-    (folder / "train.txt").write_text(CONLL)
-    (folder / "regions.jsonl").write_text(
-        json.dumps({"id": "photo", "boxes": [[0, 0, 1, 1]], "box_labels": ["dog"], "box_scores": [1.0]})
-    )
-    return str(folder), ["photo", "other"]
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize("form", ["parquet folder", "saved data set", "JSONL folder", "CoNLL folder"])
-def test_every_form_is_read(form, tmp_path, on_ray):
-    name, ids = write_form(form, tmp_path)
-    posts = open_data(name, None)
-    assert sorted(posts.ids().to_pylist()) == sorted(ids)
-    rows = {row["id"]: row for row in posts.read().take_all()}
-    assert sorted(rows) == sorted(ids)
-    if form == "CoNLL folder":
-        assert rows["photo"]["tokens"] == ["Jordan", "scores"] and len(posts.regions) == 1
-    elif form == "JSONL folder":
-        assert json.loads(rows["post 5"]["json"])["text"] == "Jordan"
-    else:
-        assert rows["post 5"]["image"]["bytes"] == image_bytes() and rows["post 5"]["tokens"][2] == "5"
-    assert open_data(name, None).fingerprint == posts.fingerprint
 
 
 @pytest.mark.ray
