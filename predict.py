@@ -28,9 +28,9 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.dataset
-from filelock import FileLock, Timeout
 from transformers import AutoConfig
 
+from mner_data.files import reserve_output_dir
 from mner_data.readers import DataError
 
 try:
@@ -41,14 +41,15 @@ except ImportError as error:
 
 from bulk.output import (
     CHECKPOINT,
-    LOCK,
     RESULTS,
     RUN,
+    SETTINGS,
     Progress,
     adopt_run_folder,
+    clear_results,
     drop_incomplete,
-    reserve_output_dir,
-    save_state,
+    save_count,
+    saved_count,
 )
 from bulk.sources import PostSource, count_posts, fingerprint_of, folder_fingerprint, open_data
 from bulk.tagger import Tagger
@@ -70,14 +71,14 @@ def main(arguments: list[str] | None = None) -> Path:
         The folder of the results.
 
     Raises:
-        DataError: the model, the data or the output folder are not what is expected.
+        DataError: the model or the data are not what is expected.
+        OutputError: the output folder holds something else, is in use, or cannot be written.
         ray.exceptions.RayError: the run failed; the same command goes on.
     """
     options = _options(arguments)
     output = Path(options.output)
     revision, model_hash = _model(options.model, options.revision)
-    posts = open_data(options.data, options.split, [output, *([Path(options.images)] if options.images else [])])
-    images = Path(options.images) if options.images else posts.images
+    posts = open_data(options.data, options.split, Path(options.images) if options.images else None, output)
     settings = {
         "model": [options.model, model_hash],
         "data": [options.data, options.split, posts.fingerprint],
@@ -85,29 +86,23 @@ def main(arguments: list[str] | None = None) -> Path:
         "allow_urls": options.allow_urls,
     }
     notes = list(posts.notes)
-    if images:
-        fingerprint, count = folder_fingerprint(images, [output])
-        settings["images"] = [str(images.resolve()), fingerprint]
-        notes.append(f"images: {images} ({count:,} files)")
+    if posts.images:
+        fingerprint, count = folder_fingerprint(posts.images, [output])
+        settings["images"] = [str(posts.images.resolve()), fingerprint]
+        notes.append(f"images: {posts.images} ({count:,} files)")
     else:
         notes.append("images: those that the posts hold; no folder")
     print("\n".join(notes), flush=True)
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(output / LOCK, timeout=0):
-            state = reserve_output_dir(output, settings, options.overwrite)
-            if (output / RESULTS).is_dir():
-                for folder in output.glob(f"{RUN}*"):
-                    shutil.rmtree(folder)
-                print(f"nothing to do: {output} is complete")
-                return output
-            if state["posts"] is None:
-                state["posts"] = count_posts(posts.ids())
-                save_state(output, state)
-            with _ray(options):
-                _run(options, output, state["posts"], posts, images, revision)
-    except Timeout as error:
-        raise DataError(f"{output}: another predict.py writes there") from error
+    with reserve_output_dir(output, settings, settings_file=SETTINGS, overwrite=options.overwrite, clear=clear_results):
+        if (output / RESULTS).is_dir():
+            for folder in output.glob(f"{RUN}*"):
+                shutil.rmtree(folder)
+            print(f"nothing to do: {output} is complete")
+            return output
+        # Counted before the run has a folder: data with a wrong id leave nothing behind.
+        num_posts = saved_count(output) or count_posts(posts.ids())
+        with _ray(options):
+            _run(options, output, num_posts, posts, revision)
     return output
 
 
@@ -123,19 +118,20 @@ def cli():
         sys.exit(f"{name}: {' '.join(_reason(error).split())}")
 
 
-def _run(options: argparse.Namespace, output: Path, num_posts: int, posts: PostSource, images: Path | None, revision: str | None):
+def _run(options: argparse.Namespace, output: Path, num_posts: int, posts: PostSource, revision: str | None):
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     workers, gpus = _workers(options)
     # Every machine has to find the folder under the same path.
     folder = adopt_run_folder(output.resolve())
     drop_incomplete(folder)
+    save_count(folder, num_posts)
     progress = Progress(folder, num_posts)
     rows = posts.read()
     # Ray's own deletion of the checkpoints would come before the results are in their place.
     rows.context.checkpoint_config = CheckpointConfig("id", str(folder / CHECKPOINT), delete_checkpoint_on_success=False)
     rows.context.enable_progress_bars = False
     model = options.model if revision else str(Path(options.model).resolve())
-    image_folder = images and str(images.resolve())
+    images = posts.images and str(posts.images.resolve())
     progress.start()
     try:
         rows.repartition(target_num_rows_per_block=options.block_rows).map_batches(
@@ -143,7 +139,7 @@ def _run(options: argparse.Namespace, output: Path, num_posts: int, posts: PostS
             fn_constructor_args=(
                 model,
                 revision,
-                image_folder,
+                images,
                 options.allow_urls,
                 options.batch_size,
                 posts.regions,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import threading
@@ -12,56 +11,34 @@ from uuid import uuid4
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from mner_data.files import UNFINISHED, atomic_write
-from mner_data.readers import DataError
+from mner_data.files import atomic_write
 
 # Readers of parquet folders pass over names that begin with an underscore.
-SETTINGS, LOCK, RUN = "_predict.json", "_lock", "_run-"
-RESULTS, CHECKPOINT = "data", "checkpoint"
+SETTINGS, RUN = "_predict.json", "_run-"
+RESULTS, CHECKPOINT, COUNT = "data", "checkpoint", "posts.txt"
 PROGRESS_SECONDS = 10
 
 
-def reserve_output_dir(output: Path, settings: dict, overwrite: bool) -> dict:
-    """Take an empty folder, or go on in one whose run had the same settings.
-
-    Args:
-        output: the folder; it exists and its lock is held.
-        settings: what the results depend on, by name.
-        overwrite: remove what a run with other settings, or the same, has left.
-
-    Returns:
-        The run's state: `settings`, and the number of `posts` once they are counted.
-
-    Raises:
-        DataError: the folder holds results for other settings, or something that is no result.
-    """
-    settings_file = output / SETTINGS
-    if settings_file.is_file():
-        state = json.loads(settings_file.read_text())
-        different = [name for name, value in settings.items() if state["settings"].get(name) != value]
-        if not different and not overwrite:
-            return state
-        if not overwrite:
-            raise DataError(
-                f"{output} holds the results of a run with another {' and '.join(different)}: "
-                "choose another --output, or --overwrite to remove them"
-            )
-        shutil.rmtree(adopt_run_folder(output))
-        if (output / RESULTS).exists():
-            # Under another name first: a half removed folder would still look like complete results.
-            (output / RESULTS).rename(output / f"{RUN}removed")
-            shutil.rmtree(output / f"{RUN}removed")
-    elif any(path.name != LOCK and path.suffix != UNFINISHED for path in output.iterdir()):
-        raise DataError(f"{output} is not empty and holds no results of predict.py: choose another --output")
-    state = {"settings": settings, "posts": None}
-    save_state(output, state)
-    return state
+def clear_results(output: Path):
+    """Remove the results of an earlier run, finished or not, and nothing else."""
+    shutil.rmtree(adopt_run_folder(output))
+    if (output / RESULTS).exists():
+        # Under another name first: a half removed folder would still look like complete results.
+        (output / RESULTS).rename(output / f"{RUN}removed")
+        shutil.rmtree(output / f"{RUN}removed")
 
 
-def save_state(output: Path, state: dict):
-    """Write the state of the run to its folder."""
-    with atomic_write(output / SETTINGS) as path:
-        path.write_text(json.dumps(state, indent=1))
+def save_count(folder: Path, num_posts: int):
+    """Keep the number of posts in the run's folder: to count them, all ids have to be read."""
+    with atomic_write(folder / COUNT) as path:
+        path.write_text(str(num_posts))
+
+
+def saved_count(output: Path) -> int | None:
+    """The number of posts that an interrupted run counted, if there was one."""
+    for file in output.glob(f"{RUN}*/{COUNT}"):
+        return int(file.read_text())
+    return None
 
 
 def adopt_run_folder(output: Path) -> Path:

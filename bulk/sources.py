@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,19 @@ import ray
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from mner_data.readers import DataError, read_conll, read_regions, replace_surrogates
+from mner_data.images import default_image_dir
+from mner_data.readers import (
+    CONLL_SUFFIXES,
+    JSONL_SUFFIXES,
+    NOT_CONLL,
+    REGIONS_FILE,
+    SPLIT_NAMES,
+    DataError,
+    open_label_file,
+    read_conll,
+    read_regions,
+    replace_surrogates,
+)
 
 # The columns of a post in Arrow. JSONL is not among the forms that get them: a line may hold anything in any field, and one
 # wrong line is an error of its own post.
@@ -41,17 +53,8 @@ POST_COLUMNS = pa.schema(
     ]
 )
 JSON_LINES = pa.schema([("id", pa.string()), ("json", pa.binary())])
-FORMS = {".parquet": "parquet", ".jsonl": "JSONL", ".ndjson": "JSONL", ".txt": "CoNLL", ".conll": "CoNLL"}
-READ_FORMS = "parquet, JSONL (.jsonl, .ndjson, either with .gz) or CoNLL (.txt, .conll)"
-# A file of these is no CoNLL.
-OTHER_FORMS = (".json", ".csv", ".tsv", ".arrow", ".feather", ".zip", ".tar", ".zst", ".bz2", ".xz", ".pq")
-# The words in the names of files and folders that say which split they hold.
-SPLIT_WORDS = {
-    "train": "train", "training": "train",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-IMAGE_FOLDER, REGIONS_FILE = "images", "regions.jsonl"
+FORMS = {".parquet": "parquet"} | dict.fromkeys(JSONL_SUFFIXES, "JSONL") | dict.fromkeys(CONLL_SUFFIXES, "CoNLL")
+READ_FORMS = "parquet, JSONL (.jsonl, .ndjson) or CoNLL (.txt, .conll, .bio), the last two also with .gz"
 ROWS_PER_READ, ROWS_PER_TABLE, BYTES_PER_TABLE = 10_000, 1000, 64_000_000
 FOOTERS_AT_ONCE = 16
 NAMES_LISTED = 10
@@ -88,7 +91,7 @@ class PostSource:
         parts: functions that yield the posts' tables; with `ids_only=True`, tables that need to hold nothing but ids.
         fingerprint: changes when the data change, so that a run does not go on with other posts.
         notes: what is read and what is not, in sentences for people.
-        images: the folder `images` beside the data, if there is one.
+        images: the folder of the posts' images, if there is one.
         regions: the files `regions.jsonl` beside the data.
     """
 
@@ -106,29 +109,35 @@ class PostSource:
         return pa.concat_tables(tables)["id"] if tables else pa.chunked_array([], pa.string())
 
 
-def open_data(name: str, split: str | None, not_data: Iterable[Path] = ()) -> PostSource:
+def open_data(name: str, split: str | None = None, images: Path | None = None, output: Path | None = None) -> PostSource:
     """Find the posts of `--data`.
 
     Args:
         name: a file, a folder, an address such as s3://bucket/posts, or the name of a data set on the Hub.
         split: the split to read; all posts if None.
-        not_data: folders that may lie inside the data and hold something else, such as the results.
+        images: the folder of the images; None for the one beside the data, if there is one.
+        output: the folder of the results. Neither of these two is searched for posts.
 
     Raises:
         DataError: there is no such data or split, or the columns are not those of a post.
     """
     if "://" in name:
-        return _open_address(name, split)
+        return replace(_open_address(name, split), images=images)
     path = Path(name).absolute()  # Ray's workers may run in another folder
     if not path.exists():
         if path.suffix.lower() in (*FORMS, ".gz") or name.startswith(("/", ".", "~")) or name.count("/") > 1:
             raise DataError(f"--data: there is no file or folder {name}")
-        return _open_hub(name, split)
+        return replace(_open_hub(name, split), images=images)
     folder = path if path.is_dir() else path.parent
+    if images is None:
+        try:
+            images = default_image_dir(folder)
+        except DataError as error:
+            raise DataError(f"--images: {error}") from error
     is_saved = any((path / file).is_file() for file in ("dataset_dict.json", "state.json"))
     if path.is_dir():
-        below = (*not_data, folder / IMAGE_FOLDER)
-        files = [_data_file(file, str(file.relative_to(path))) for file in walk_files(path, below) if file.is_file()]
+        not_data = [folder for folder in (images, output) if folder]
+        files = [_data_file(file, str(file.relative_to(path))) for file in walk_files(path, not_data) if file.is_file()]
         regions = [file for file in files if Path(file.name).name == REGIONS_FILE and not _is_hidden(file)]
     else:
         files = [_data_file(path, path.name)]
@@ -146,13 +155,8 @@ def open_data(name: str, split: str | None, not_data: Iterable[Path] = ()) -> Po
     for file in regions:
         read_regions(Path(file.path))  # an error in it is better said now than by every tagger
         source.notes.append(f"regions: {file.path}")
-    return PostSource(
-        parts=source.parts,
-        fingerprint=fingerprint_of(source.fingerprint, _stats(regions)),
-        notes=source.notes,
-        images=folder / IMAGE_FOLDER if (folder / IMAGE_FOLDER).is_dir() else None,
-        regions=tuple(file.path for file in regions),
-    )
+    fingerprint = fingerprint_of(source.fingerprint, _stats(regions))
+    return replace(source, fingerprint=fingerprint, images=images, regions=tuple(file.path for file in regions))
 
 
 def walk_files(folder: Path, skipped: Iterable[Path] = ()) -> Iterator[Path]:
@@ -214,13 +218,12 @@ def _form(path: str, is_file: bool) -> str | None:
     """
     name = Path(path).name.lower()
     form = FORMS.get(_suffix(name))
-    suffix = Path(name).suffix
-    if suffix == ".gz":
-        return form if form == "JSONL" else None
+    if form == "parquet" and name.endswith(".gz"):
+        return None
     if is_file:
-        return form or (None if suffix in OTHER_FORMS else "CoNLL")
-    if suffix == ".txt" and split_name(name) is None:
-        with open(path, "rb") as opened:
+        return form or (None if _suffix(name) in NOT_CONLL else "CoNLL")
+    if form == "CoNLL" and split_name(name) is None:
+        with open_label_file(path) as opened:
             return form if re.search(rb"(\A|[\r\n])(\xef\xbb\xbf)?IMGID:", opened.read(65_536)) else None
     return form
 
@@ -233,7 +236,7 @@ def split_name(name: str) -> str | None:
     path = Path(name.lower())
     stem = path.name.split(".")[0]
     for part in (stem, *reversed(path.parent.parts)):
-        splits = {SPLIT_WORDS[word] for word in re.split(r"[\W\d_]+", part) if word in SPLIT_WORDS}
+        splits = {SPLIT_NAMES[word] for word in re.split(r"[\W\d_]+", part) if word in SPLIT_NAMES}
         if splits:
             return splits.pop() if len(splits) == 1 else None
     sharded = re.fullmatch(r"(.+)-\d{5}-of-\d{5}", stem)
@@ -247,7 +250,7 @@ def _chosen_split(names: Iterable[str], split: str, where: str) -> str:
         DataError: naming those that there are.
     """
     names = list(names)
-    for name in (split, SPLIT_WORDS.get(split.lower())):
+    for name in (split, SPLIT_NAMES.get(split.lower())):
         if name in names:
             return name
     there = ", ".join(names) or "no splits: no name of a file or folder says train, validation or test"
@@ -526,7 +529,7 @@ def _json_lines(path: str, name: str, ids_only: bool = False) -> Iterator[pa.Tab
     """Lines of a file with their ids. A line without a readable id is named by its place, and judged by the tagger."""
     ids, lines = [], []
     try:
-        with gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb") as opened:
+        with open_label_file(path) as opened:
             for number, line in enumerate(opened, start=1):
                 if not line.strip():
                     continue

@@ -17,14 +17,13 @@ from filelock import FileLock
 from transformers import pipeline
 from transformers.utils import HF_MODULES_CACHE
 
-from mner_data.images import find_image
-from mner_data.readers import DataError, read_regions, replace_surrogates
+from mner_data.images import ImageFolder
+from mner_data.readers import REGION_FIELDS, DataError, read_regions, replace_surrogates
 from modeling_hamlearning.configuration_hamlearning import LEVELS
 from processors.fetching import fetch
 
 from .sources import is_id
 
-REGION_FIELDS = ("boxes", "box_labels", "box_scores")
 REGION = pa.struct(
     [
         ("box", pa.struct([(side, pa.float32()) for side in ("xmin", "ymin", "xmax", "ymax")])),
@@ -71,7 +70,7 @@ class Tagger:
         batch_size: int,
         regions: Sequence[str] = (),
     ):
-        self.images, self.allow_urls, self.batch_size = images and Path(images), allow_urls, batch_size
+        self.images, self.allow_urls, self.batch_size = images and ImageFolder(images), allow_urls, batch_size
         self.regions = {post: post_regions for file in regions for post, post_regions in read_regions(Path(file)).items()}
         # transformers copies the model's code to a folder that the machine's actors share.
         Path(HF_MODULES_CACHE).mkdir(parents=True, exist_ok=True)
@@ -127,7 +126,7 @@ class Tagger:
         if isinstance(image, dict):
             image = image["bytes"] if image.get("bytes") is not None else image.get("path")
         if image is None:
-            return find_image(self.images, str(name)) if self.images else None
+            return self.images.find(str(name)) if self.images else None
         if isinstance(image, bytes):
             return image
         if not isinstance(image, str):
@@ -138,8 +137,8 @@ class Tagger:
             return fetch(image)
         if self.images is None:
             raise DataError(f"field image: {image!r:.200} is a file, but there is no folder of images: give --images DIR")
-        if (path := find_image(self.images, image)) is None:
-            raise DataError(f"field image: there is no file {image!r:.200} in {self.images}")
+        if (path := self.images.find(image)) is None:
+            raise DataError(f"field image: there is no file {image!r:.200} in {self.images.folder}")
         return path
 
     def _tag(self, posts: list[dict]) -> list[tuple[dict | None, Exception | None]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
@@ -11,33 +13,48 @@ pytest.importorskip("ray", reason="bulk tagging needs the extra bulk")
 from ray.data.checkpoint import CheckpointConfig  # noqa: E402
 from ray.data.checkpoint.checkpoint_writer import CheckpointWriter, PendingCheckpoint  # noqa: E402
 
-from bulk.output import Progress, adopt_run_folder, drop_incomplete, reserve_output_dir  # noqa: E402
-from mner_data.readers import DataError  # noqa: E402
+from bulk.output import (  # noqa: E402
+    SETTINGS,
+    Progress,
+    adopt_run_folder,
+    clear_results,
+    drop_incomplete,
+    save_count,
+    saved_count,
+)
+from mner_data.files import OutputError, reserve_output_dir  # noqa: E402
+
+
+def reserved(folder: Path, settings: dict, overwrite: bool = False):
+    """What predict.py does first with its output folder."""
+    with reserve_output_dir(folder, settings, settings_file=SETTINGS, overwrite=overwrite, clear=clear_results):
+        pass
 
 
 def test_a_folder_belongs_to_one_model_data_and_settings(tmp_path):
     settings = {"model": ["m", "1"], "data": ["d", None, "2"], "images": None, "allow_urls": False}
     (tmp_path / "_predict.json.unfinished").write_text("{")  # killed as it took the folder
-    state = reserve_output_dir(tmp_path, settings, overwrite=False)
-    assert state == reserve_output_dir(tmp_path, settings, overwrite=False)
-    for name, value in {"model": ["m", "other"], "data": ["e", None, "2"], "images": ["/", "3"], "allow_urls": True}.items():
-        with pytest.raises(DataError, match=f"of a run with another {name}: choose another --output, or --overwrite"):
-            reserve_output_dir(tmp_path, settings | {name: value}, overwrite=False)
-    adopt_run_folder(tmp_path)
+    reserved(tmp_path, settings)
+    save_count(adopt_run_folder(tmp_path), 7)
+    reserved(tmp_path, settings)
+    assert saved_count(tmp_path) == 7
+    changes = {"model": ["m", "other"], "data": ["e", None, "2"], "images": ["/", "3"], "allow_urls": True}
+    for name, value in changes.items():
+        with pytest.raises(OutputError, match=rf"another run \({name} differ\): choose another --output, or give --overwrite"):
+            reserved(tmp_path, settings | {name: value})
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.parquet").write_bytes(b"")
-    assert reserve_output_dir(tmp_path, settings | {"model": ["m", "other"]}, overwrite=True)["settings"]["model"] == [
-        "m",
-        "other",
-    ]
-    assert [path.name for path in tmp_path.iterdir()] == ["_predict.json"]
+    (tmp_path / "notes.txt").write_text("a file of the user")
+    reserved(tmp_path, settings | {"model": ["m", "other"]}, overwrite=True)
+    left = {path.name for path in tmp_path.iterdir() if path.suffix != ".unfinished"}
+    assert left == {"_predict.json", "_lock", "notes.txt"} and saved_count(tmp_path) is None
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("…")
     for overwrite in (False, True):
-        with pytest.raises(DataError, match=r"not empty and holds no results of predict\.py"):
-            reserve_output_dir(tmp_path, {}, overwrite)
+        with pytest.raises(OutputError, match="not empty"):
+            reserved(tmp_path, {}, overwrite)
     assert (tmp_path / "thesis.tex").is_file()
 
 

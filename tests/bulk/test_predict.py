@@ -18,6 +18,7 @@ from tests.bulk.images import image_bytes
 pytest.importorskip("ray", reason="bulk tagging needs the extra bulk")
 import predict  # noqa: E402
 from bulk.output import adopt_run_folder  # noqa: E402
+from mner_data.files import OutputError  # noqa: E402
 from mner_data.readers import DataError  # noqa: E402
 from predict import cli, main  # noqa: E402
 
@@ -62,6 +63,18 @@ def test_interrupted_it_says_how_to_go_on(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli()
     assert stopped.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+
+
+def test_wrong_ids_leave_nothing_that_stands_in_the_way(tmp_path, model):
+    """Once the data are mended, the same command runs."""
+    (tmp_path / "posts.jsonl").write_text('{"id": "a", "text": "a"}\n' * 2)
+    command = ["--model", str(model), "--data", str(tmp_path / "posts.jsonl"), "--output", str(tmp_path / "out")]
+    with pytest.raises(DataError, match="share an id"):
+        main(command)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["_lock", "_predict.json"]
+    (tmp_path / "posts.jsonl").write_text("")
+    with pytest.raises(DataError, match="holds no posts"):
+        main(command)
 
 
 # On Ray
@@ -117,7 +130,7 @@ def test_a_run_that_is_stopped_at_its_end_goes_on_with_what_is_missing(tmp_path,
     main(command)
     assert "nothing to do" in capsys.readouterr().out and not list(output.glob("_run-*"))
     (tmp_path / "other.jsonl").write_text('{"id": "a", "text": "Jordan"}')
-    with pytest.raises(DataError, match="another data"):
+    with pytest.raises(OutputError, match="another run .*data"):
         main([*command, "--data", str(tmp_path / "other.jsonl")])
 
 
@@ -145,9 +158,9 @@ def test_a_folder_as_people_have_it(tmp_path, model, on_ray, capsys):
     main(command)
     assert "nothing to do" in capsys.readouterr().out
     (data / "images" / "1.png").write_bytes(image_bytes())
-    with pytest.raises(DataError, match="another images"):
+    with pytest.raises(OutputError, match=r"another run \(images differ\)"):
         main(command)
     (data / "images" / "1.png").unlink()
     (data / "regions.jsonl").write_text(json.dumps({"id": "2", "boxes": [], "box_labels": [], "box_scores": []}))
-    with pytest.raises(DataError, match="another data"):
+    with pytest.raises(OutputError, match="another run .*data"):
         main(command)
