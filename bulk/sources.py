@@ -138,7 +138,7 @@ def open_data(name: str, split: str | None = None, images: Path | None = None, o
     if path.is_dir():
         not_data = [folder for folder in (images, output) if folder]
         files = [_data_file(file, str(file.relative_to(path))) for file in walk_files(path, not_data) if file.is_file()]
-        regions = [file for file in files if Path(file.name).name == REGIONS_FILE and not _is_hidden(file)]
+        regions = [file for file in files if _is_regions(file) and not _is_hidden(file)]
     else:
         files = [_data_file(path, path.name)]
         beside = folder / REGIONS_FILE
@@ -150,8 +150,12 @@ def open_data(name: str, split: str | None = None, images: Path | None = None, o
         except ValueError as error:
             raise DataError(f"--data: {name} cannot be read as a saved data set: {error}") from error
         source = _open_datasets(data, split, name, fingerprint_of(_stats(files)))
+        source.notes.extend(_unread_note([file.name for file in files if _suffix(file.name) in FORMS]))
     else:
         source = _open_files(files, split, name, pyarrow.fs.LocalFileSystem(), is_file=path.is_file())
+    if path.is_dir() and images and path.resolve() in images.resolve().parents:
+        labels = [str(file.relative_to(images)) for file in walk_files(images) if _suffix(file.name) in FORMS]
+        source.notes.extend(_unread_note([f"{images.name}/{label}" for label in labels]))
     for file in regions:
         read_regions(Path(file.path))  # an error in it is better said now than by every tagger
         source.notes.append(f"regions: {file.path}")
@@ -206,6 +210,18 @@ def _is_hidden(file: DataFile) -> bool:
     return any(part.startswith((".", "_")) for part in Path(file.name).parts)
 
 
+def _is_regions(file: DataFile) -> bool:
+    """Is it a file of regions, whatever its case and compression?"""
+    name = Path(file.name).name.lower()
+    return name.startswith("regions.") and _suffix(name) in JSONL_SUFFIXES
+
+
+def _unread_note(names: list[str]) -> list[str]:
+    """A sentence that names files that are not read, if there are any; those that look like data come first."""
+    names = sorted(names, key=lambda name: (_suffix(name) not in FORMS, name))
+    return [f"files not read: {_listed(names)}"] if names else []
+
+
 def _stats(files: Iterable[DataFile]) -> list[tuple[str, int, int]]:
     return [(file.path, file.size, file.mtime) for file in files]
 
@@ -223,8 +239,12 @@ def _form(path: str, is_file: bool) -> str | None:
     if is_file:
         return form or (None if _suffix(name) in NOT_CONLL else "CoNLL")
     if form == "CoNLL" and split_name(name) is None:
-        with open_label_file(path) as opened:
-            return form if re.search(rb"(\A|[\r\n])(\xef\xbb\xbf)?IMGID:", opened.read(65_536)) else None
+        try:
+            with open_label_file(path) as opened:
+                start = opened.read(65_536).replace(b"\0", b"")  # in UTF-16 every other byte
+        except (EOFError, zlib.error, gzip.BadGzipFile):
+            return form  # the reader says what is wrong with it
+        return form if re.search(rb"(\A|[\r\n])(\xef\xbb\xbf|\xff\xfe|\xfe\xff)?IMGID:", start) else None
     return form
 
 
@@ -277,11 +297,11 @@ def _open_files(
     if len(examples) > 1:
         holds = " and ".join(f"{form} ({name})" for form, name in sorted(examples.items()))
         raise DataError(f"--data: {where} holds posts as {holds}: expected one form; name a file, or a folder of one form")
-    unread = sorted((file.name for file in files if file not in posts), key=lambda name: (_suffix(name) not in FORMS, name))
     form = forms[posts[0]]
+    read_files = set(posts)
+    unread = [file.name for file in files if file not in read_files]
     notes = [f"data: {len(posts):,} {form} file{'s' * (len(posts) > 1)} of {where}: {_listed([file.name for file in posts])}"]
-    if unread:
-        notes.append(f"files not read: {_listed(unread)}")
+    notes += _unread_note(unread)
     if form == "parquet":
         parts, columns = _parquet_parts(posts, filesystem)
     else:

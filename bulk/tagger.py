@@ -131,7 +131,7 @@ class Tagger:
             return image
         if not isinstance(image, str):
             raise DataError(f"field image: expected bytes or the name of a file, got {type(image).__name__}")
-        if image.startswith(("http://", "https://")):
+        if image[:8].lower().startswith(("http://", "https://")):
             if not self.allow_urls:
                 raise DataError(f"field image: is a URL, which is fetched only with --allow_urls: {image:.200}")
             return fetch(image)

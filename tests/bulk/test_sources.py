@@ -242,6 +242,27 @@ def test_conll_files_are_read_with_sub_folders(tmp_path):
     assert ids(posts) == names and "files not read: requirements.txt" in posts.notes
 
 
+def test_conll_in_another_encoding_is_read(tmp_path):
+    (tmp_path / "2020.txt").write_text(CONLL.format("a"), encoding="utf-16")
+    assert ids(open_data(str(tmp_path), None)) == ["a"]
+
+
+def test_files_beside_a_saved_data_set_are_named(tmp_path):
+    Dataset.from_dict({"id": ["a"], "text": ["a"]}).save_to_disk(tmp_path)
+    write_jsonl(tmp_path / "2020.jsonl", "b")
+    assert "files not read: 2020.jsonl" in open_data(str(tmp_path), None).notes
+
+
+@pytest.mark.parametrize("name", ["regions.jsonl", "Regions.JSONL", "sub/regions.jsonl.gz"])
+def test_regions_are_no_posts(name, tmp_path):
+    write_jsonl(tmp_path / "posts.jsonl", "a")
+    region = json.dumps({"id": "a", "boxes": [[0, 0, 1, 1]], "box_labels": ["dog"], "box_scores": [1.0]}).encode()
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(gzip.compress(region) if name.endswith(".gz") else region)
+    posts = open_data(str(tmp_path), None)
+    assert ids(posts) == ["a"] and posts.regions == (str(tmp_path / name),)
+
+
 def test_links_are_followed_once(tmp_path):
     write_jsonl(tmp_path / "elsewhere" / "a.jsonl", "a")
     (tmp_path / "data").mkdir()
@@ -287,6 +308,7 @@ def test_results_and_images_inside_the_data_are_no_posts(tmp_path):
     write_parquet(tmp_path / "tagged" / "data" / "a.parquet", id=["a"], entities=["x"])
     posts = open_data(str(tmp_path), output=tmp_path / "tagged")
     assert ids(posts) == ["a"] and posts.images == tmp_path / "images"
+    assert "files not read: images/note.jsonl" in posts.notes
     posts = open_data(str(tmp_path / "a.jsonl"))
     assert posts.images == tmp_path / "images"
     (tmp_path / "images" / "note.jsonl").unlink()

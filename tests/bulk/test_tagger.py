@@ -66,6 +66,7 @@ BAD_IMAGE = {
     "NUL": ({"image": "a\0b"}, "image"),
     "long name": ({"image": "x" * 5000}, "xxx"),
     "URL": ({"image": "http://127.0.0.1/x.png"}, "a URL, which is fetched only with --allow_urls"),
+    "URL in capitals": ({"image": "HTTPS://127.0.0.1/x.png"}, "a URL, which is fetched only with --allow_urls"),
     "other address": ({"image": "file:///etc/hostname"}, "there is no file"),
     "three sides": ({"image": image_bytes(), "boxes": [[0.0, 0.0, 1.0]]}, "field boxes, box 0"),
     "no number": ({"image": image_bytes(), "boxes": [[0.0, 0.0, float("nan"), 1.0]]}, "field boxes, box 0"),
