@@ -8,7 +8,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -58,6 +58,8 @@ READ_FORMS = "parquet, JSONL (.jsonl, .ndjson) or CoNLL (.txt, .conll, .bio), th
 ROWS_PER_READ, ROWS_PER_TABLE, BYTES_PER_TABLE = 10_000, 1000, 64_000_000
 FOOTERS_AT_ONCE = 16
 NAMES_LISTED = 10
+# Functions that yield the posts' tables; with `ids_only=True`, tables of which only the ids are read.
+Parts = Sequence[Callable[..., Iterable[pa.Table]]]
 
 
 class DataFile(NamedTuple):
@@ -72,7 +74,7 @@ class DataFile(NamedTuple):
 class ArrowDatasource(Datasource):
     """Lets Ray read functions that yield Arrow tables, one read task for each function."""
 
-    def __init__(self, parts: list[Callable[[], Iterable[pa.Table]]]):
+    def __init__(self, parts: Parts):
         self.parts = parts
 
     def estimate_inmemory_data_size(self) -> None:
@@ -88,14 +90,14 @@ class PostSource:
     """The posts of `--data`.
 
     Attributes:
-        parts: functions that yield the posts' tables; with `ids_only=True`, tables that need to hold nothing but ids.
+        parts: functions that yield the posts' tables.
         fingerprint: changes when the data change, so that a run does not go on with other posts.
         notes: what is read and what is not, in sentences for people.
         images: the folder of the posts' images, if there is one.
         regions: the files `regions.jsonl` beside the data.
     """
 
-    parts: list[Callable[..., Iterable[pa.Table]]]
+    parts: Parts
     fingerprint: str
     notes: list[str] = field(default_factory=list)
     images: Path | None = None
@@ -260,7 +262,7 @@ def split_name(name: str) -> str | None:
         if splits:
             return splits.pop() if len(splits) == 1 else None
     sharded = re.fullmatch(r"(.+)-\d{5}-of-\d{5}", stem)
-    return sharded and sharded[1]
+    return sharded[1] if sharded else None
 
 
 def _chosen_split(names: Iterable[str], split: str, where: str) -> str:
@@ -302,6 +304,7 @@ def _open_files(
     unread = [file.name for file in files if file not in read_files]
     notes = [f"data: {len(posts):,} {form} file{'s' * (len(posts) > 1)} of {where}: {_listed([file.name for file in posts])}"]
     notes += _unread_note(unread)
+    parts: Parts
     if form == "parquet":
         parts, columns = _parquet_parts(posts, filesystem)
     else:
@@ -371,7 +374,7 @@ def _dataset_rows(rows: datasets.Dataset, schema: pa.Schema, where: str, ids_onl
         yield _post_table(table, schema, where)
 
 
-def _parquet_parts(files: list[DataFile], filesystem: pyarrow.fs.FileSystem) -> tuple[list[Callable], str]:
+def _parquet_parts(files: list[DataFile], filesystem: pyarrow.fs.FileSystem) -> tuple[Parts, str]:
     """Functions that read the files, and a sentence on their columns. Every part yields the same columns of the same types."""
 
     def open_footer(file: DataFile) -> tuple[pa.Schema, pq.FileMetaData]:

@@ -70,7 +70,8 @@ class Tagger:
         batch_size: int,
         regions: Sequence[str] = (),
     ):
-        self.images, self.allow_urls, self.batch_size = images and ImageFolder(images), allow_urls, batch_size
+        self.images = ImageFolder(images) if images else None
+        self.allow_urls, self.batch_size = allow_urls, batch_size
         self.regions = {post: post_regions for file in regions for post, post_regions in read_regions(Path(file)).items()}
         # transformers copies the model's code to a folder that the machine's actors share.
         Path(HF_MODULES_CACHE).mkdir(parents=True, exist_ok=True)
@@ -192,7 +193,7 @@ def _length(row: dict | Exception) -> int:
 def _row(result: dict | None, errors: list[Exception | None]) -> dict[str, Any]:
     """A post's result and errors as a row of the output."""
     reasons = dict.fromkeys(_reason(error) for error in errors if error is not None)
-    row = {"entities": None, "relevance": None, "error": "; ".join(reasons) or None}
+    row: dict[str, Any] = {"entities": None, "relevance": None, "error": "; ".join(reasons) or None}
     if result is not None:
         row["relevance"] = result["relevance"]
         row["entities"] = [
