@@ -38,6 +38,8 @@ ENTITY = pa.struct(
         ("word", pa.string()),
         ("start", pa.int32()),
         ("end", pa.int32()),
+        ("word_start", pa.int32()),
+        ("word_end", pa.int32()),
         ("region", REGION),
     ]
 )
