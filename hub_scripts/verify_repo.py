@@ -40,6 +40,7 @@ from .stranger import PROJECT
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
 ABSOLUTE_PATH = re.compile(r"(?<![\w:/.~])/(?:home|root|tmp|work|Users|mnt|data|var|opt|srv|scratch)/[\w./-]+")
 NEEDED = ("config.json", "processor_config.json", "tokenizer.json", "README.md")
+PLAIN_FILES = "plain files only"
 STEPS = ("config", "model", "head", "processor", "pipeline")
 TIMEOUT_SECONDS = 600
 MAX_REPORT_BYTES = 50 * 2**20
@@ -61,6 +62,22 @@ class Skipped(Exception):
     """A check that does not apply to this repo or this machine, and why."""
 
 
+class _Table(list[Check]):
+    """The checks so far."""
+
+    def check(self, name: str, find_problem: Callable[..., str | None], *arguments) -> bool:
+        """Add a line: what the function returns or raises is the problem, `None` is none. Returns whether to go on."""
+        try:
+            problem = find_problem(*arguments)
+        except Skipped as reason:
+            self.append(Check(name, "skipped", str(reason)))
+        except Exception as error:
+            self.append(Check(name, "FAILED", f"{type(error).__name__}: {error}"))
+        else:
+            self.append(Check(name, "ok" if problem is None else "FAILED", problem or ""))
+        return self[-1].result != "FAILED"
+
+
 def verify(source: str, revision: str | None = None, timeout: float = TIMEOUT_SECONDS) -> list[Check]:
     """Check a folder or a repo on the Hub.
 
@@ -72,50 +89,65 @@ def verify(source: str, revision: str | None = None, timeout: float = TIMEOUT_SE
     Returns:
         The checks in the order of the table. Whatever goes wrong is a failed check and raises nothing.
     """
-    checks: list[Check] = []
-
-    def check(name: str, find_problem: Callable[..., str | None], *arguments) -> bool:
-        try:
-            problem = find_problem(*arguments)
-        except Skipped as reason:
-            checks.append(Check(name, "skipped", str(reason)))
-        except Exception as error:
-            checks.append(Check(name, "FAILED", _describe(error)))
-        else:
-            checks.append(Check(name, "ok" if problem is None else "FAILED", problem or ""))
-        return checks[-1].result != "FAILED"
-
+    table = _Table()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        folder, room = Path(source), Path(scratch, "room")
+        folder = Path(source)
         if not folder.is_dir():
             folder = Path(scratch, "download")
-            if not check("downloads", _download, source, revision, folder):
-                return checks
-        # What is not a plain file could hold up every check that follows.
-        if not check("plain files only", _irregular_files, folder):
-            return checks
-        check("every needed file", _missing_files, folder)
-        check("no pickle", _pickles, folder)
-        check("weights are complete", _broken_weights, folder)
-        check("no absolute path", _absolute_paths, folder)
-        check("every imported file", _missing_imports, folder)
-        check("card metadata", _card_problem, folder)
-        # The copy is the repo's own: its code cannot change what is compared here.
-        if not check("can be copied", _prepare_room, folder, room):
-            return checks
-        is_isolated = _can_isolate()
-        report, end = _run_as_a_stranger(room, is_isolated, timeout)
-        for step in STEPS:
-            check(f"{step} loads and runs", _step_problem, report, step, end)
-        check("weights as in the file", _changed_weights, report, folder, room)
-        check("without this project", _project_modules, report, end)
-        check("same outputs as when pushed", _changed_outputs, report, folder)
-        check("code ran isolated", _isolation_problem, is_isolated)
-    return checks
+            if not table.check("downloads", _download, source, revision, folder):
+                return table
+        table += check_files(folder)
+        if table[-1].name != PLAIN_FILES:
+            table += check_code(folder, Path(scratch, "room"), timeout)
+    return table
 
 
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+def check_files(folder: Path) -> list[Check]:
+    """The checks that run none of the repo's code."""
+    table = _Table()
+    # What is not a plain file could hold up every check that follows.
+    if table.check(PLAIN_FILES, _irregular_files, folder):
+        table.check("every needed file", _missing_files, folder)
+        table.check("no pickle", _pickles, folder)
+        table.check("weights are complete", _broken_weights, folder)
+        table.check("no absolute path", _absolute_paths, folder)
+        table.check("every imported file", _missing_imports, folder)
+        table.check("card metadata", _card_problem, folder)
+    return table
+
+
+def check_code(folder: Path, room: Path, timeout: float) -> list[Check]:
+    """The checks that load the repo, with its own code.
+
+    Args:
+        folder: the repo; its code gets a copy, so that it cannot change what its outputs are compared with.
+        room: a new folder, where the code runs.
+        timeout: seconds that it may run.
+    """
+    table = _Table()
+    if not table.check("can be copied", _prepare_room, folder, room):
+        return table
+    is_isolated = _can_isolate()
+    report, end = _run_as_a_stranger(room, is_isolated, timeout)
+    return table + judge(report, end, folder, room) + [_isolation(is_isolated)]
+
+
+def judge(report: dict[str, Any], end: str, folder: Path, room: Path) -> list[Check]:
+    """What the report of `stranger.py` and the tensors beside it say about the repo.
+
+    Args:
+        report: step → its value or its error.
+        end: how the process ended.
+        folder: the repo.
+        room: where the code ran and left the tensors.
+    """
+    table = _Table()
+    for step in STEPS:
+        table.check(f"{step} loads and runs", _step_problem, report, step, end)
+    table.check("weights as in the file", _changed_weights, report, folder, room)
+    table.check("without this project", _project_modules, report, end)
+    table.check("same outputs as when pushed", _changed_outputs, report, folder)
+    return table
 
 
 def _join(names: Iterable[str]) -> str | None:
@@ -231,7 +263,7 @@ def _run_as_a_stranger(room: Path, is_isolated: bool, timeout: float) -> tuple[d
     environment |= {"HOME": home, "USERPROFILE": home, "TMPDIR": home, "HF_HOME": home, "PYTHONUSERBASE": site.getuserbase()}
     environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     command = [*(ISOLATION if is_isolated else ()), sys.executable, "-P", "stranger.py"]
-    with open(room / "stderr", "wb") as stderr:
+    with open(room.with_name("stderr"), "wb") as stderr:
         process = subprocess.Popen(
             command, cwd=room, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr,
             start_new_session=True,
@@ -242,13 +274,11 @@ def _run_as_a_stranger(room: Path, is_isolated: bool, timeout: float) -> tuple[d
             end = f"ended by the time-out of {timeout:.0f} seconds"
         finally:
             _end_group(process)
-    try:
-        report = json.loads(_read_plain_file(room / "report.json", MAX_REPORT_BYTES))
-    except (OSError, ValueError, RecursionError):
-        report = None
-    if not isinstance(report, dict):
-        errors = _read_plain_file(room / "stderr", MAX_REPORT_BYTES)[-600:].decode(errors="replace")
-        return {}, f"{end}, without a report: {errors}"
+    report = _read_report(room / "report.json")
+    if not report:
+        with open(room.with_name("stderr"), "rb") as stderr:
+            stderr.seek(max(0, os.fstat(stderr.fileno()).st_size - 600))
+            end += f", without a report: {stderr.read(600).decode(errors='replace')}"
     return report, end
 
 
@@ -262,19 +292,15 @@ def _end_group(process: subprocess.Popen):
     process.wait()
 
 
-def _read_plain_file(path: Path, max_bytes: int) -> bytes:
-    """A file that the repo's code wrote, unless it is a link, a pipe, or too large.
-
-    Raises:
-        OSError, ValueError: it is.
-    """
-    if path.is_symlink() or not path.is_file():
-        raise ValueError(f"{path.name} is not a plain file")
-    with open(path, "rb") as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise ValueError(f"{path.name}: expected at most {max_bytes:,} bytes")
-    return content
+def _read_report(path: Path) -> dict[str, Any]:
+    """The report, or an empty one if the repo's code left none: no file, a link, a pipe, another format."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_REPORT_BYTES:
+        return {}
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return {}
+    return report if isinstance(report, dict) else {}
 
 
 def _value(report: dict[str, Any], step: str) -> Any:
@@ -365,9 +391,11 @@ def _difference(expected, actual, place: str) -> str | None:
     return next((difference for difference in differences if difference), None)
 
 
-def _isolation_problem(is_isolated: bool) -> None:
-    if not is_isolated:
-        raise Skipped("this machine makes no namespaces: the code had your network, and a process may have outlived the check")
+def _isolation(is_isolated: bool) -> Check:
+    name = "code ran isolated"
+    if is_isolated:
+        return Check(name, "ok")
+    return Check(name, "skipped", "no namespaces on this machine: the code had your network, and may still be running")
 
 
 def _printable(text: str) -> str:
