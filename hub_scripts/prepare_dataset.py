@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,7 +20,7 @@ from datasets import Dataset, Features, Image
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
-from mner_data.files import UNFINISHED, atomic_write
+from mner_data.files import OutputError, atomic_write, reserve_output_dir
 from mner_data.images import open_image
 from mner_data.loading import row_features
 from mner_data.readers import DataError, bio_labels, read_regions, read_splits, sha256
@@ -27,6 +28,8 @@ from processors.region_extraction import build_region_extractor, keep_best, no_r
 from training.metric import MnerMetric
 
 ROWS_A_SHARD = 256
+# Readers of data folders skip names with an underscore.
+SETTINGS_FILE, MISSING_FOLDER = "_prepare.json", "_missing"
 CARD = Template("""---
 $metadata
 ---
@@ -67,12 +70,12 @@ def main(arguments: list[str] | None = None) -> Path:
     if (options.regions or "").endswith(".jsonl") and Path(options.regions).is_file():
         # The same name with other regions in it is another data set.
         settings["regions_file"] = sha256(options.regions)
-    _claim(output, settings)
-    extract = _extractor(options.regions)
-    missing: dict[str, list[str]] = {}
-    for split, of_split in posts.items():
-        missing[split] = prepare_split(split, of_split, names, options.images, extract, output / "data")
-    write_card(output, posts, files, names, settings, missing)
+    with reserve_output_dir(output, settings, settings_file=SETTINGS_FILE, overwrite=options.overwrite, clear=_clear):
+        extract = _extractor(options.regions)
+        missing: dict[str, list[str]] = {}
+        for split, of_split in posts.items():
+            missing[split] = prepare_split(split, of_split, names, options.images, extract, output / "data")
+        write_card(output, posts, files, names, settings, missing)
     if options.push:
         api = HfApi()
         api.create_repo(options.push, repo_type="dataset", exist_ok=True)
@@ -95,6 +98,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--regions", help="grid, a region_config as YAML, e.g. '{name: object-detection, model: …}', or a JSONL file"
     )
+    parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run wrote to --output")
     parser.add_argument("--push", help="user/repo on the Hub")
     options = parser.parse_args(arguments)
     if options.images and not Path(options.images).is_dir():
@@ -102,18 +106,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _claim(output: Path, settings: dict):
-    """Take an empty folder, or go on in one of the same data and settings."""
-    output.mkdir(parents=True, exist_ok=True)
-    mark = output / "prepare.json"
-    if mark.is_file():
-        if json.loads(mark.read_text()) != settings:
-            raise DataError(f"{output} holds a data set of other files or settings: choose another --output or remove it")
-    elif any(path.suffix != UNFINISHED for path in output.iterdir()):
-        raise DataError(f"{output} is not empty: choose another --output")
-    else:
-        with atomic_write(mark) as path:
-            path.write_text(json.dumps(settings, indent=1))
+def _clear(output: Path):
+    """Remove what an earlier run wrote."""
+    (output / "README.md").unlink(missing_ok=True)
+    for folder in (output / MISSING_FOLDER, output / "data"):
+        if folder.is_dir():
+            shutil.rmtree(folder)
 
 
 def _extractor(regions: str | None):
@@ -138,7 +136,7 @@ def prepare_split(split: str, posts: list[dict], names: list[str], images: str |
     missing = []
     for shard, start in enumerate(tqdm(starts, desc=f"{split}: shards of {ROWS_A_SHARD} posts")):
         path = folder / f"{split}-{shard:05d}-of-{len(starts):05d}.parquet"
-        notes = folder.parent / ".missing" / f"{path.stem}.json"
+        notes = folder.parent / MISSING_FOLDER / f"{path.stem}.json"
         if not (path.is_file() and notes.is_file()):
             rows, without = _rows(posts[start : start + ROWS_A_SHARD], images, extract)
             notes.parent.mkdir(exist_ok=True)
@@ -217,5 +215,5 @@ def count_orphans(labels: list[list[str]]) -> int:
 if __name__ == "__main__":
     try:
         main()
-    except DataError as error:
+    except (DataError, OutputError) as error:
         sys.exit(f"prepare_dataset: {error}")

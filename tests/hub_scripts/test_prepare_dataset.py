@@ -17,6 +17,8 @@ from PIL import Image
 
 from hub_scripts import prepare_dataset
 from hub_scripts.prepare_dataset import count_orphans, main
+from mner_data.files import OutputError
+from mner_data.loading import load_splits
 from mner_data.readers import DataError, read_conll
 from mner_data.synthetic_images import pure_noise
 
@@ -107,7 +109,7 @@ def test_killed_at_any_point_it_goes_on(raw, tmp_path, monkeypatch):
     for stop_at in range(1, 8):
         output = tmp_path / f"killed{stop_at}"
         output.mkdir()
-        (output / "prepare.json.unfinished").write_text("{")  # killed as it took the folder
+        (output / "_prepare.json.unfinished").write_text("{")  # killed as it took the folder
         calls.update(count=0, stop_at=stop_at)
         with pytest.raises(Killed):
             main(arguments(raw, output))
@@ -149,7 +151,7 @@ def test_other_regions_under_the_same_name_are_another_data_set(raw, tmp_path):
     path.write_text(json.dumps(rows[0]))
     main(arguments(raw, tmp_path / "out", "--regions", str(path)))
     path.write_text(json.dumps(rows[1]))
-    with pytest.raises(DataError, match="other files or settings"):
+    with pytest.raises(OutputError, match=r"holds another run .*regions.* --overwrite"):
         main(arguments(raw, tmp_path / "out", "--regions", str(path)))
 
 
@@ -159,11 +161,13 @@ def test_wrong_calls_are_named(raw, tmp_path):
     with pytest.raises(DataError, match="there is no folder"):
         main(["--text", str(raw), "--images", str(tmp_path / "nothing"), "--output", str(tmp_path / "out")])
     main(arguments(raw, tmp_path / "out"))
-    with pytest.raises(DataError, match="other files or settings"):
+    with pytest.raises(OutputError, match=r"holds another run .*regions.* --overwrite"):
         main(arguments(raw, tmp_path / "out", "--regions", "grid"))
+    output = main(arguments(raw, tmp_path / "out", "--regions", "grid", "--overwrite"))
+    assert load_splits(str(output))[0]["train"][0]["boxes"], "the shards without regions are replaced"
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "diary.txt").write_text("mine")
-    with pytest.raises(DataError, match="is not empty"):
+    with pytest.raises(OutputError, match="is not empty"):
         main(arguments(raw, tmp_path / "full"))
     (tmp_path / "bad.jsonl").write_text('{"id": "a", "tokens": ["x"], "labels": []}')
     with pytest.raises(DataError, match="line 1: 1 tokens but 0 labels"):
