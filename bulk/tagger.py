@@ -15,7 +15,7 @@ from filelock import FileLock
 from transformers import pipeline
 from transformers.utils import HF_MODULES_CACHE
 
-from mner_data.images import find_image
+from mner_data.images import ImageFolder
 from mner_data.readers import DataError, replace_surrogates
 from modeling_hamlearning.configuration_hamlearning import LEVELS
 from processors.fetching import fetch
@@ -51,7 +51,7 @@ class Tagger:
     """A Ray actor that holds the pipeline and turns a table of posts into a table of results."""
 
     def __init__(self, model: str, revision: str | None, images: str | None, allow_urls: bool, batch_size: int):
-        self.images, self.allow_urls, self.batch_size = images and Path(images), allow_urls, batch_size
+        self.images, self.allow_urls, self.batch_size = images and ImageFolder(images), allow_urls, batch_size
         # transformers copies the model's code to a folder that the machine's actors share.
         Path(HF_MODULES_CACHE).mkdir(parents=True, exist_ok=True)
         with FileLock(Path(HF_MODULES_CACHE, ".hamlearning.lock")):
@@ -96,11 +96,11 @@ class Tagger:
                 return fetch(image)
             if self.images is None:
                 raise DataError(f"field image: {image!r:.200} is a file, but no folder was given: --images DIR")
-            if (path := find_image(self.images, image)) is None:
-                raise DataError(f"field image: there is no file {image!r:.200} in {self.images}")
+            if (path := self.images.find(image)) is None:
+                raise DataError(f"field image: there is no file {image!r:.200} in {self.images.folder}")
             return path
         if image is None and self.images is not None:
-            return find_image(self.images, str(name))
+            return self.images.find(str(name))
         return image
 
     def _tag(self, posts: list[dict]) -> list[dict | Exception]:

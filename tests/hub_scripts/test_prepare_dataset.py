@@ -57,7 +57,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def test_a_prepared_data_set_loads_with_its_images_and_regions(raw, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_dataset, "ROWS_A_SHARD", 4)
+    monkeypatch.setattr(prepare_dataset, "ROWS_PER_SHARD", 4)
     output = main(arguments(raw, tmp_path / "out", "--regions", "{name: grid, rows: 1, columns: 2}"))
     data = load_dataset(str(output), cache_dir=str(tmp_path / "cache"))
     assert {split: len(rows) for split, rows in data.items()} == {"train": 9, "validation": 3}
@@ -89,7 +89,7 @@ def test_twice_gives_the_same_bytes(raw, tmp_path):
 
 
 def test_killed_at_any_point_it_goes_on(raw, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_dataset, "ROWS_A_SHARD", 2)
+    monkeypatch.setattr(prepare_dataset, "ROWS_PER_SHARD", 2)
     expected = hashes(main(arguments(raw, tmp_path / "whole")))
     calls = {"count": 0, "stop_at": 0}
     write = prepare_dataset.Dataset.to_parquet
@@ -170,7 +170,7 @@ def test_wrong_calls_are_named(raw, tmp_path):
     with pytest.raises(OutputError, match="is not empty"):
         main(arguments(raw, tmp_path / "full"))
     (tmp_path / "bad.jsonl").write_text('{"id": "a", "tokens": ["x"], "labels": []}')
-    with pytest.raises(DataError, match="line 1: 1 tokens but 0 labels"):
+    with pytest.raises(DataError, match="line 1: expected as many labels as tokens, got 1 tokens but 0 labels"):
         main(["--text", str(tmp_path / "bad.jsonl"), "--output", str(tmp_path / "out2")])
 
 

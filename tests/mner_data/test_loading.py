@@ -49,15 +49,15 @@ def test_words_may_hold_any_unicode(tmp_path):
 
 WRONG = {
     "no label": ("IMGID:a\nJordan\n", "line 2.*no label"),
-    "unknown label": ("IMGID:a\nJordan\tPERSON\n", "line 2: label 'PERSON'"),
-    "prefix alone": ("IMGID:a\nJordan\tB-\n", "label 'B-'"),
+    "unknown label": ("IMGID:a\nJordan\tPERSON\n", "line 2, label: expected O, B-TYPE and I-TYPE .*, got 'PERSON'"),
+    "prefix alone": ("IMGID:a\nJordan\tB-\n", "line 2, label: expected O, .*, got 'B-'"),
     "tab in a word": ("IMGID:a\nJor\tdan\tB-PER\n", "line 2.*3 fields"),
     "three fields": ("IMGID:a\nJordan\tNNP\tB-PER\n", "line 2.*3 fields"),
     "three fields and blanks": ("IMGID:a\nJordan NNP B-PER\n", "line 2.*3 fields"),
-    "label first": ("IMGID:a\nB-PER\tJordan\n", "line 2: label 'Jordan'"),
+    "label first": ("IMGID:a\nB-PER\tJordan\n", "line 2, label: expected O, .*, got 'Jordan'"),
     "no IMGID": ("Jordan\tB-PER\n", "line 1.*belongs to no post"),
     "no name": ("IMGID:\nJordan\tO\n", "line 1.*without a name"),
-    "empty": ("", "no posts"),
+    "empty": ("", "expected posts"),
     "latin-1": ("IMGID:a\ncafé\tO\n".encode("latin-1"), "line 2: is not UTF-8"),
 }
 
@@ -121,13 +121,13 @@ def rows_with(images: list, feature) -> Dataset:
 
 
 WRONG_ROWS = {
-    "no tokens": (None, [0], "tokens: a list of strings is wanted, not None"),
-    "a missing word": (["x", None], [0, 0], r"tokens: a list of strings is wanted, not \['x', None\]"),
-    "no labels": (["x"], None, "ner_tags: 0 labels for 1 words"),
-    "a label too few": (["x", "y"], [0], "ner_tags: 1 labels for 2 words"),
-    "a label too many": (["x"], [0, 0], "ner_tags: 2 labels for 1 words"),
-    "a missing label": (["x"], [None], r"ner_tags: \[None\] has a word without one of the 3 labels"),
-    "a label of none": (["x"], [-1], r"ner_tags: \[-1\] has a word without one of the 3 labels"),
+    "no tokens": (None, [0], "tokens: expected a list of strings, got None"),
+    "a missing word": (["x", None], [0, 0], r"tokens: expected a list of strings, got \['x', None\]"),
+    "no labels": (["x"], None, "ner_tags: expected one label per word, got 0 labels for 1 words"),
+    "a label too few": (["x", "y"], [0], "ner_tags: expected one label per word, got 1 labels for 2 words"),
+    "a label too many": (["x"], [0, 0], "ner_tags: expected one label per word, got 2 labels for 1 words"),
+    "a missing label": (["x"], [None], r"ner_tags: expected one of the 3 labels for every word, got \[None\]"),
+    "a label of none": (["x"], [-1], r"ner_tags: expected one of the 3 labels for every word, got \[-1\]"),
 }
 
 
@@ -177,7 +177,7 @@ def test_the_files_of_an_image_folder_are_its_own(tmp_path):
 
 
 def test_a_folder_without_data_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"no train\.txt"):
+    with pytest.raises(DataError, match=r"expected train\.txt, valid\.txt \(or dev\.txt\) or test\.txt.*, got none of them"):
         load_splits(str(tmp_path))
     with pytest.raises(DataError, match="no folder"):
         load_splits(str(write(tmp_path / "train.txt", GOOD)), image_dir=str(tmp_path / "nowhere"))
@@ -221,7 +221,7 @@ def test_splits_whose_labels_are_ordered_otherwise_are_refused(tmp_path):
         features = Features({"id": Value("string"), "tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=names))})
         splits[split] = Dataset.from_dict({"id": ["a"], "tokens": [["x"]], "ner_tags": [[1]]}, features=features)
     DatasetDict(splits).save_to_disk(tmp_path / "saved")
-    with pytest.raises(DataError, match=r"ner_tags of validation are named \['O', 'I-A', 'B-A'\].*same names in the same order"):
+    with pytest.raises(DataError, match=r"expected the same ner_tags.* and \['O', 'I-A', 'B-A'\] in validation"):
         load_splits(str(tmp_path / "saved"))
 
 
@@ -232,7 +232,7 @@ def test_a_parquet_file_is_read_as_one_and_json_as_none(tmp_path):
     again, hashes = load_splits(str(tmp_path / "posts.parquet"))
     assert list(again["train"]["tokens"]) == list(data["train"]["tokens"]) and "train" in hashes
     assert dataset_labels(again["train"]) == dataset_labels(data["train"])
-    with pytest.raises(DataError, match=r"posts\.json: is no CoNLL"):
+    with pytest.raises(DataError, match=r"posts\.json: expected a CoNLL file or JSONL, got \.json"):
         load_splits(str(write(tmp_path / "posts.json", "[]")))
 
 
@@ -257,7 +257,7 @@ def test_names_that_no_file_can_have_are_named(kind, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "loop.jpg").symlink_to(tmp_path / "images" / "loop.jpg")
     write(tmp_path / "train.txt", f"IMGID:{NAMES[kind]}\nx\tO\n")
-    with pytest.raises(DataError, match=r"IMGID '.{4,90} cannot be the name of an image"):
+    with pytest.raises(DataError, match=r"image '.{4,90} cannot be the name of an image"):
         load_splits(str(tmp_path))
 
 
@@ -274,10 +274,10 @@ def test_regions_of_every_form(tmp_path):
 WRONG_REGIONS = {
     "not json": ("{", "line 1: is not JSON"),
     "deep": ("[" * 100_000, "line 1: is not JSON"),
-    "latin-1": (b'{"id": "\xe9"}', "line 1: is not JSON in UTF-8"),
-    "a list": ("[]", "line 1: wants an object with id, boxes"),
-    "no boxes": ('{"id": "a"}', "line 1: wants id, boxes"),
-    "id of a list": ('{"id": [], "boxes": [], "box_labels": [], "box_scores": []}', "line 1: wants id"),
+    "latin-1": (b'{"id": "\xe9"}', "line 1: is not UTF-8"),
+    "a list": ("[]", "line 1: expected an object with id, boxes"),
+    "no boxes": ('{"id": "a"}', "line 1: expected id, boxes"),
+    "id of a list": ('{"id": [], "boxes": [], "box_labels": [], "box_scores": []}', "line 1: expected id"),
     "null": (
         '{"id": "a", "boxes": null, "box_labels": [], "box_scores": []}',
         "post a, field boxes: a list is wanted",
@@ -303,14 +303,17 @@ def test_wrong_regions_are_named(kind, tmp_path):
 
 WRONG_JSON = {
     "deep": ("[" * 100_000, "line 1: is not JSON"),
-    "a string": ('"x"', "line 1: wants an object"),
+    "a string": ('"x"', "line 1: expected an object"),
     "tokens of numbers": ('{"id": "a", "tokens": [1], "labels": ["O"]}', "line 1, field tokens"),
     "no labels": ('{"id": "a", "tokens": ["x"]}', "line 1, field labels"),
-    "unknown label": ('{"id": "a", "tokens": ["x"], "labels": ["PER"]}', "label 'PER' is not"),
-    "tab in a label": ('{"id": "a", "tokens": ["x"], "labels": ["B-P\\tX"]}', r"label 'B-P\\tX' is not"),
-    "line in a label": ('{"id": "a", "tokens": ["x"], "labels": ["B-P\\n"]}', r"label 'B-P\\n' is not"),
-    "a label too few": ('{"id": "a", "tokens": ["x", "y"], "labels": ["O"]}', "line 1: 2 tokens but 1 labels"),
-    "id of nothing": ('{"id": null, "tokens": ["x"], "labels": ["O"]}', "line 1: wants an object"),
+    "unknown label": ('{"id": "a", "tokens": ["x"], "labels": ["PER"]}', "line 1, label: expected O, .*, got 'PER'"),
+    "tab in a label": ('{"id": "a", "tokens": ["x"], "labels": ["B-P\\tX"]}', r"line 1, label: expected O, .*, got 'B-P\\tX'"),
+    "line in a label": ('{"id": "a", "tokens": ["x"], "labels": ["B-P\\n"]}', r"line 1, label: expected O, .*, got 'B-P\\n'"),
+    "a label too few": (
+        '{"id": "a", "tokens": ["x", "y"], "labels": ["O"]}',
+        "line 1: expected as many labels as tokens, got 2 tokens but 1 labels",
+    ),
+    "id of nothing": ('{"id": null, "tokens": ["x"], "labels": ["O"]}', "line 1: expected an object"),
 }
 
 
