@@ -4,7 +4,7 @@ from setuptools import setup
 
 # What not everyone needs: the demo page, bulk tagging, ONNX, the rivals that the benchmarks measure against.
 EXTRAS = {
-    "space": ["gradio>=6.31"],
+    "space": ["gradio[mcp]>=6.31"],
     # 2.64 takes away the argument that bounds how often a post may kill its worker.
     "bulk": ["ray[data]>=2.60,<2.64"],
     "onnx": ["onnx>=1.23", "onnxruntime>=1.32", "onnxscript>=0.7"],
