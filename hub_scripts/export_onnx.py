@@ -90,11 +90,13 @@ class TaggerGraph(nn.Module):
 
     def _with_image(self, words: Tensor, word_mask: Tensor, *image_inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         vision_features, image_sizes, region_boxes, region_label_ids, region_mask = image_inputs
+        # As if every post had an image: what comes out for one without is replaced in `forward`.
+        has_image = torch.ones(len(words), dtype=torch.bool, device=words.device)
         inputs = self.head.model.prepare_image_inputs(
-            slice(None), vision_features, False, image_sizes, region_boxes, region_label_ids, region_mask
+            has_image, vision_features, image_sizes, region_boxes, region_label_ids, region_mask
         )
         memories = self.head.model.image_branch.memories(**inputs)
-        return self.head.model.image_branch(words, word_mask, memories, False)[:3]
+        return self.head.model.image_branch(words, word_mask, memories)[:3]
 
     def _without_image(self, words: Tensor, word_mask: Tensor, *image_inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         num_posts, num_words = word_mask.shape
