@@ -176,12 +176,14 @@ class ImageFinder:
 
 
 def default_image_dir(folder: str | Path) -> Path | None:
-    """The folder of images beside label files: `images` or a usual other name, or `NAME_images`, NAME being the folder's name.
+    """The folder of images beside label files: `images`, or else a usual other name, or `NAME_images` for a folder NAME.
 
     Raises:
-        DataError: there are several.
+        DataError: there is no `images`, but several of the others.
     """
     folder = Path(folder).absolute()
+    if (folder / "images").is_dir():
+        return folder / "images"
     names = {*FOLDER_NAMES, f"{folder.name.lower()}_images"}
     matches = [path for path in sorted(folder.iterdir()) if path.name.lower() in names and path.is_dir()]
     # Published data sets often have `twitter2017/` with the labels and `twitter2017_images/` beside it.

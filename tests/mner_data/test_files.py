@@ -38,7 +38,7 @@ def test_an_interrupted_write_leaves_the_earlier_file(tmp_path):
             unfinished.write_text(content)
             assert not path.is_file() or path.read_text() == "first"
     with pytest.raises(KeyError), atomic_write(path) as unfinished:
-        unfinished.write_text("thi")
+        unfinished.write_text("half")
         raise KeyError
     assert path.read_text() == "second"
 

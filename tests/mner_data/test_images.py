@@ -211,6 +211,8 @@ def test_the_folder_of_images_is_found_under_its_usual_names(tmp_path):
     (labels / "photos").mkdir()
     with pytest.raises(DataError, match="expected one folder of images, got Images, photos"):
         default_image_dir(labels)
+    (labels / "images").mkdir()
+    assert default_image_dir(labels) == labels / "images"
 
 
 def test_unreadable_images_are_counted(tmp_path):
