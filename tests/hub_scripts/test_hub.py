@@ -506,6 +506,7 @@ def test_only_what_a_model_repo_needs_is_pushed(hub, model_dir, tmp_path, monkey
     (folder / "checkpoint-5").mkdir()
     (folder / "checkpoint-5" / "model.safetensors").write_text("secret")
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     url = push_model(folder, "user/tiny", private=True, revision="second", commit_message="After epoch 2", token=TOKEN)
     repo = hub.repos["model", "user/tiny"]
     sha, files = repo.branches["second"][-1]
