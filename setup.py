@@ -18,7 +18,8 @@ REQUIRED = [
     "pyyaml>=6.0.1",
     "scipy>=1.13.1",
     "seqeval>=1.2.2",
-    "timm>=1.0.9",
+    # Earlier ones load a Swin backbone with wrong masks or position indices.
+    "timm>=1.0.31",
     "torch>=2.9.1",
     "torchvision>=0.24.1",
     "tqdm>=4.67",
