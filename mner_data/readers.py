@@ -75,9 +75,9 @@ def find_split_files(folder: str | Path) -> SplitFiles:
     """List the label files of a folder and its sub-folders.
 
     Label files are JSONL (`.jsonl`, `.ndjson`) and CoNLL (`.txt`, `.conll`, `.bio`, `.iob`, `.iob2`), each also with `.gz`
-    behind. Suffixes and names of splits are read without regard to case. A text file that is named after no split is a
-    label file if it has a line `IMGID:…`. Hidden files, names that begin with an underscore and the folder's
-    `regions.jsonl` are left out.
+    behind. Suffixes and names of splits are read without regard to case. A file that is named after no split is a label
+    file if it has a line `IMGID:…`, or if its first row has `tokens` or `text`. Hidden files, names that begin with an
+    underscore and the folder's `regions.jsonl` are left out.
 
     Raises:
         DataError: two files are of the same split.
@@ -90,7 +90,7 @@ def find_split_files(folder: str | Path) -> SplitFiles:
         split = SPLIT_NAMES.get(name.lower()) if path.parent == folder else None
         if path == folder / REGIONS_FILE or suffix in (*IMAGE_SUFFIXES, ".md", ""):
             continue
-        if suffix not in JSONL_SUFFIXES and (suffix not in CONLL_SUFFIXES or split is None and not _is_conll(path)):
+        if suffix not in JSONL_SUFFIXES + CONLL_SUFFIXES or split is None and not _has_posts(path):
             unused.append(path)
         elif split is None:
             others.append(path)
@@ -270,14 +270,23 @@ def _name_and_suffix(path: Path) -> tuple[str, str]:
     return stem, suffix.lower()
 
 
-def _is_conll(path: Path) -> bool:
-    """Whether a text file has posts: notes and lists of labels are text files too."""
+def _has_posts(path: Path) -> bool:
+    """Whether a file without the name of a split has posts: notes are text files too, and regions are JSONL.
+
+    What cannot be read counts as posts: whoever reads it gets the reason.
+    """
     with open_label_file(path) as file:
         try:
-            start = file.read(100_000)
+            start = file.read(1_000_000)
         except (EOFError, zlib.error, gzip.BadGzipFile):
-            return True  # named as broken by whoever reads it
-    return b"IMGID:" in start.replace(b"\x00", b"")
+            return True
+    if _name_and_suffix(path)[1] in CONLL_SUFFIXES:
+        return b"IMGID:" in start.replace(b"\x00", b"")
+    try:
+        row = json.loads(next((line for line in start.splitlines() if line.strip()), b"{}").decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return True
+    return not isinstance(row, dict) or bool({"tokens", "text", "words"} & set(row))
 
 
 def _read_conll(path: Path) -> list[dict]:

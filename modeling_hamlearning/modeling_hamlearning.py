@@ -571,6 +571,8 @@ class HamLearningModel(HamLearningPreTrainedModel):
             self.text_encoder.pooler = None
         self.word_pooling = HamLearningWordPooling(config)
         if config.levels:
+            # An implementation that is asked for is meant for the text encoder; a timm backbone takes none but its own.
+            config.vision_config._attn_implementation = None
             self.vision_encoder = AutoBackbone.from_config(config.vision_config)
             embedding_size = self.text_encoder.get_input_embeddings().weight.shape[1]
             self.image_branch = HamLearningImageBranch(config, self.vision_encoder.channels[-1], embedding_size)

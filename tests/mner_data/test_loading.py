@@ -34,7 +34,7 @@ GOOD = "IMGID:a\nJordan\tB-PER\nwins\tO\n\nIMGID:b\nIn\tO\nNew\tB-LOC\nYork\tI-L
     "content",
     [GOOD, "\ufeff" + GOOD, GOOD.replace("\n", "\r\n"), GOOD.replace("\t", " "), GOOD + "\n\n", GOOD.rstrip("\n")],
 )
-def test_the_forms_of_a_file(content, tmp_path):
+def test_forms_of_a_file(content, tmp_path):
     assert read_conll(write(tmp_path / "a.txt", content)) == [
         {"id": "a", "tokens": ["Jordan", "wins"], "labels": ["B-PER", "O"]},
         {"id": "b", "tokens": ["In", "New", "York"], "labels": ["O", "B-LOC", "I-LOC"]},
@@ -63,7 +63,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_wrong_files_are_named(kind, tmp_path):
+def test_error_names_the_file_and_line(kind, tmp_path):
     content, message = WRONG[kind]
     with pytest.raises(DataError, match=message) as error:
         read_conll(write(tmp_path / "bad.txt", content))
@@ -85,7 +85,7 @@ def test_images_beside_the_posts(tmp_path, caplog):
     assert dataset_labels(data["validation"]) == dataset_labels(data["train"])
     assert data["train"][0]["boxes"] == [[0, 0, 1, 1]] and data["train"][1]["boxes"] is None
     assert hashes["validation"] == hashlib.sha256(GOOD.encode()).hexdigest()
-    assert "2 of 4 posts" in caplog.text and "c (is not a picture" in caplog.text and "d (no file)" in caplog.text
+    assert "2 of 4 posts" in caplog.text and "c (is not a" in caplog.text and "d (no file)" in caplog.text
 
     data.save_to_disk(tmp_path / "saved")
     again, _ = load_splits(str(tmp_path / "saved"))
@@ -132,7 +132,7 @@ WRONG_ROWS = {
 
 
 @pytest.mark.parametrize("kind", WRONG_ROWS)
-def test_wrong_rows_of_a_saved_data_set_are_named(kind, tmp_path):
+def test_error_names_the_post_of_a_saved_data_set(kind, tmp_path):
     tokens, tags, message = WRONG_ROWS[kind]
     features = {
         "id": Value("string"),
@@ -145,38 +145,38 @@ def test_wrong_rows_of_a_saved_data_set_are_named(kind, tmp_path):
         load_splits(str(tmp_path / "saved"))
 
 
-@pytest.mark.parametrize("feature", ["picture", "text"])
+@pytest.mark.parametrize("feature", ["image", "text"])
 @pytest.mark.parametrize("path", ["{}/secret.png", "../secret.png", "secret.png", "{}/data/../secret.png", "{}/data/link.png",
                                   "https://example.org/a.png", "file://{}/secret.png", "/a\x00b", "/" + "a" * 5000])  # fmt: skip
 def test_a_row_cannot_name_a_file_outside_its_data_set(path, feature, tmp_path, monkeypatch):
-    picture = write(tmp_path / "secret.png", b"")
-    Image.new("RGB", (9, 9)).save(picture)
-    path, held = path.format(tmp_path), {"bytes": picture.read_bytes(), "path": "held.png"}
-    images = [None, held, {"bytes": None, "path": path}] if feature == "picture" else [None, None, path]
-    rows = rows_with(images, DatasetImage(decode=False) if feature == "picture" else Value("string"))
+    secret = write(tmp_path / "secret.png", b"")
+    Image.new("RGB", (9, 9)).save(secret)
+    path, held = path.format(tmp_path), {"bytes": secret.read_bytes(), "path": "held.png"}
+    images = [None, held, {"bytes": None, "path": path}] if feature == "image" else [None, None, path]
+    rows = rows_with(images, DatasetImage(decode=False) if feature == "image" else Value("string"))
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "link.png").symlink_to(picture)
+    (tmp_path / "data" / "link.png").symlink_to(secret)
     pq.write_table(rows.data.table, tmp_path / "data" / "train.parquet")
     monkeypatch.chdir(tmp_path / "data")
     for name in (tmp_path / "data", tmp_path / "data" / "train.parquet"):
         with pytest.raises(DataError, match=r"post p2, field image: '.* is no file of this data set"):
             load_splits(str(name))
-    if feature == "text":  # saving a picture would put its file in
+    if feature == "text":  # saving an image would store its file
         rows.save_to_disk(tmp_path / "saved")
         with pytest.raises(DataError, match="post p2, field image"):
             load_splits(str(tmp_path / "saved"))
 
 
 def test_the_files_of_an_image_folder_are_its_own(tmp_path):
-    picture = tmp_path / "folder" / "a.png"
-    picture.parent.mkdir()
-    Image.new("RGB", (9, 9)).save(picture)
-    rows = rows_with([{"bytes": None, "path": str(picture)}], DatasetImage(decode=False))
-    rows.to_parquet(picture.parent / "train.parquet")
-    assert load_splits(str(picture.parent))[0]["train"][0]["image"]["path"] == str(picture)
+    path = tmp_path / "folder" / "a.png"
+    path.parent.mkdir()
+    Image.new("RGB", (9, 9)).save(path)
+    rows = rows_with([{"bytes": None, "path": str(path)}], DatasetImage(decode=False))
+    rows.to_parquet(path.parent / "train.parquet")
+    assert load_splits(str(path.parent))[0]["train"][0]["image"]["path"] == str(path)
 
 
-def test_a_folder_without_data_is_named(tmp_path):
+def test_error_names_a_folder_without_data(tmp_path):
     with pytest.raises(DataError, match=r"expected train\.txt, valid\.txt \(or dev\.txt\) or test\.txt.*, got none of them"):
         load_splits(str(tmp_path))
     with pytest.raises(DataError, match="no folder"):
@@ -214,7 +214,7 @@ def test_real_files_have_their_known_counts(name, split):
     assert (len(posts), sum(map(len, labels)), gold) == COUNTS[name, split]
 
 
-def test_splits_whose_labels_are_ordered_otherwise_are_refused(tmp_path):
+def test_splits_with_labels_in_another_order_are_refused(tmp_path):
     """They were scored by train's names without an error."""
     splits = {}
     for split, names in (("train", ["O", "B-A", "I-A"]), ("validation", ["O", "I-A", "B-A"])):
@@ -225,7 +225,7 @@ def test_splits_whose_labels_are_ordered_otherwise_are_refused(tmp_path):
         load_splits(str(tmp_path / "saved"))
 
 
-def test_a_parquet_file_is_read_as_one_and_json_as_none(tmp_path):
+def test_a_parquet_file_is_read_and_a_json_file_refused(tmp_path):
     """Both were read as lines of words."""
     data, _ = load_splits(str(write(tmp_path / "train.txt", GOOD)))
     data["train"].to_parquet(tmp_path / "posts.parquet")
@@ -253,7 +253,7 @@ NAMES = {"NUL": "a\x00b", "5,000 characters": "a" * 5000, "a link to itself": "l
 
 
 @pytest.mark.parametrize("kind", NAMES)
-def test_names_that_no_file_can_have_are_named(kind, tmp_path):
+def test_error_names_an_id_that_no_file_can_have(kind, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "loop.jpg").symlink_to(tmp_path / "images" / "loop.jpg")
     write(tmp_path / "train.txt", f"IMGID:{NAMES[kind]}\nx\tO\n")
@@ -295,7 +295,7 @@ WRONG_REGIONS = {
 
 
 @pytest.mark.parametrize("kind", WRONG_REGIONS)
-def test_wrong_regions_are_named(kind, tmp_path):
+def test_error_names_wrong_regions(kind, tmp_path):
     content, message = WRONG_REGIONS[kind]
     with pytest.raises(DataError, match=message):
         read_regions(write(tmp_path / "regions.jsonl", content))
@@ -318,7 +318,7 @@ WRONG_JSON = {
 
 
 @pytest.mark.parametrize("kind", WRONG_JSON)
-def test_wrong_json_is_named(kind, tmp_path):
+def test_error_names_wrong_json(kind, tmp_path):
     content, message = WRONG_JSON[kind]
     with pytest.raises(DataError, match=message):
         load_splits(str(write(tmp_path / "train.jsonl", content)))

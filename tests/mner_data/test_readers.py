@@ -89,15 +89,26 @@ def test_nothing_in_a_folder_is_left_out_in_silence(tmp_path, caplog):
         write(tmp_path / name, JSONL)
     write(tmp_path / "d.jsonl.gz", gzip.compress(JSONL.encode()))
     write(tmp_path / "more.txt", CONLL)
+    write(tmp_path / "broken.jsonl", "{")
     write(tmp_path / "notes.txt", "to do")
+    write(tmp_path / "entity_boxes.jsonl", json.dumps({"id": "a", "entity_boxes": []}))
     for name in ("old.csv", "old.json", "old.parquet", "train.tsv", "posts.xml"):
         write(tmp_path / name, "")
     for name in ("README.md", "regions.jsonl", ".hidden.jsonl", "_run.jsonl", "images/a.JPG", "a.jfif", "LICENSE"):
         write(tmp_path / name, "" if name == "regions.jsonl" else "x")
     splits, others, unused = find_split_files(tmp_path)
     assert names(splits.values()) == ["test.jsonl"]
-    assert names(others) == ["2020.jsonl", "b.ndjson", "c.JSONL", "d.jsonl.gz", "more.txt", "train.jsonl", "regions.jsonl"]
-    assert names(unused) == ["notes.txt", "old.csv", "old.json", "old.parquet", "posts.xml", "train.tsv"]
+    assert names(others) == [
+        "2020.jsonl",
+        "b.ndjson",
+        "broken.jsonl",
+        "c.JSONL",
+        "d.jsonl.gz",
+        "more.txt",
+        "train.jsonl",
+        "regions.jsonl",
+    ]
+    assert names(unused) == ["entity_boxes.jsonl", "notes.txt", "old.csv", "old.json", "old.parquet", "posts.xml", "train.tsv"]
     write(tmp_path / "regions.jsonl", "")
     with caplog.at_level(logging.INFO):
         load_splits(str(tmp_path))

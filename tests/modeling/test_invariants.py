@@ -111,6 +111,65 @@ def test_the_matching_loss_is_the_cross_entropy_of_own_and_neighbours_pictures()
     close(learned.loss, tagged.loss - weight * parts / (batch["labels"] >= 0).sum())
 
 
+def close_every_gate(model):
+    with torch.no_grad():
+        for relevance in model.model.image_branch.relevance:
+            relevance.outer.weight.zero_()
+            relevance.outer.bias.fill_(-1e4)
+
+
+@pytest.mark.parametrize("levels", [{}, {"use_global": False}, {"use_objects": False, "use_spatial": False}])
+def test_an_irrelevant_image_is_no_image(levels):
+    """Relevance 0 at every level: the logits of the text, bit for bit, whatever the image branch computes."""
+    model, batch = tiny_model(**levels), random_batch()
+    text = {name: tensor for name, tensor in batch.items() if name not in IMAGE_TENSORS}
+    with torch.no_grad():
+        assert not torch.equal(model(**batch).logits, model(**text).logits)
+        close_every_gate(model)
+        output = model(**batch)
+        assert not output.relevance.any()
+        assert torch.equal(output.logits, model(**text).logits)
+
+
+def test_what_the_image_adds_shrinks_with_the_relevance():
+    model, batch = tiny_model(), random_batch()
+    text = {name: tensor for name, tensor in batch.items() if name not in IMAGE_TENSORS}
+    close_every_gate(model)
+    steps = []
+    with torch.no_grad():
+        words = model(**text).logits
+        for bias in (2.0, -2.0, -6.0, -10.0):
+            for relevance in model.model.image_branch.relevance:
+                relevance.outer.bias.fill_(bias)
+            steps.append((model(**batch).logits - words).abs().max())
+    assert steps == sorted(steps, reverse=True) and steps[-1] < 1e-3 < steps[0]
+
+
+def test_training_leaves_out_a_share_of_the_images():
+    model, batch = tiny_model(image_dropout=0.3), random_batch(num_posts=200)
+    model.train()
+    torch.manual_seed(0)
+    output = model(**batch)
+    read = (output.relevance > 0).all(1)
+    assert torch.equal(read, (output.relevance > 0).any(1))
+    assert 0.6 < read.float().mean() < 0.8
+    model.eval()
+    assert (model(**batch).relevance > 0).all()
+
+
+def test_every_parameter_has_a_gradient_in_training_without_an_image():
+    """A process whose posts have no image takes part in distributed training like the others."""
+    batch = random_batch()
+    text = {name: tensor for name, tensor in batch.items() if name not in IMAGE_TENSORS}
+    for inputs in (text, batch | {"has_image": torch.zeros(3, dtype=torch.bool)}):
+        model = tiny_model(relevance_loss_weight=1.0).train()
+        model(**inputs).loss.backward()
+        without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+        # The learned vector of words without a sub-token, and label embeddings without a label, have none either.
+        assert not without
+        assert not any(p.grad.any() for name, p in model.named_parameters() if "image_branch" in name or "vision" in name)
+
+
 @pytest.mark.parametrize("has_image", [[True, False, False], [False, False, False]])
 def test_a_post_without_a_neighbour_has_no_matching_loss(has_image):
     model = tiny_model(relevance_loss_weight=1.0).train()

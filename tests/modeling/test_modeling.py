@@ -13,14 +13,17 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForTokenClassification,
     BertConfig,
+    BitsAndBytesConfig,
     DebertaV2Config,
     ModernBertConfig,
     RobertaConfig,
     XLMRobertaConfig,
 )
+from transformers.utils import logging
 
-from modeling_hamlearning import HamLearningConfig, HamLearningForTokenClassification, HamLearningModel
+from modeling_hamlearning import HamLearningConfig, HamLearningCRF, HamLearningForTokenClassification, HamLearningModel
 from tests.tiny_model import LABELS, random_batch, tiny_config, tiny_model
 
 SWITCHES = ("use_global", "use_objects", "use_spatial", "use_semantic", "use_relevance", "use_crf")
@@ -341,6 +344,76 @@ def test_another_label_set_gets_its_own_crf(tmp_path):
     assert torch.equal(model.crf.begin, fresh.begin) and model.crf.transition_scores.transitions.isfinite().all()
 
 
+@pytest.mark.parametrize("order", [[0, 2, 1, 4, 3], [4, 3, 2, 1, 0], [0, 3, 4, 1, 2]])
+def test_constraints_follow_the_labels_in_another_order(tmp_path, order, caplog):
+    """As many labels as the checkpoint has: its classifier is loaded, its constraints are not."""
+    tiny_model().save_pretrained(tmp_path)
+    names = [LABELS[index] for index in order]
+    expected = HamLearningCRF(names)
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    logging.enable_propagation()
+    loaded = HamLearningForTokenClassification.from_pretrained(tmp_path, **labels, ignore_mismatched_sizes=True)
+    exchanged = HamLearningForTokenClassification.from_pretrained(tmp_path)
+    exchanged.config.id2label = dict(enumerate(names))
+    exchanged(**random_batch())
+    for model in (loaded, exchanged):
+        for name in ("start_constraint", "transition_constraint", "begin"):
+            assert torch.equal(getattr(model.crf, name), getattr(expected, name))
+    assert "trained for other labels" in caplog.text and f"{LABELS[1]} → {names[1]}" in caplog.text
+
+
+def test_labels_as_trained_are_no_reason_to_warn(tmp_path, caplog):
+    tiny_model().save_pretrained(tmp_path)
+    logging.enable_propagation()
+    HamLearningForTokenClassification.from_pretrained(tmp_path, id2label=dict(enumerate(LABELS)))
+    assert "other labels" not in caplog.text
+
+
+def test_a_model_of_version_0_1_is_refused(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    old = {name.replace("image_branch", "image_side"): tensor for name, tensor in weights.items()}
+    save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="saved by HamLearning 0.1"):
+        HamLearningForTokenClassification.from_pretrained(tmp_path)
+
+
+def test_a_crf_kept_on_disk_decodes(tmp_path):
+    model, batch = tiny_model(), random_batch()
+    model.save_pretrained(tmp_path / "model")
+    device_map = {"model": "cpu", "dropout": "cpu", "classifier": "cpu", "crf": "disk"}
+    on_disk = HamLearningForTokenClassification.from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "disk"
+    )
+    with torch.no_grad():
+        expected, actual = model(**batch), on_disk(**batch)
+    assert torch.equal(actual.loss, expected.loss)
+    assert on_disk.decode(actual, batch["word_mask"]) == model.decode(expected, batch["word_mask"])
+
+
+def test_an_attention_implementation_is_for_the_text_encoder(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    for cls in (HamLearningForTokenClassification, AutoModelForTokenClassification):
+        model = cls.from_pretrained(tmp_path, attn_implementation="flex_attention")
+        assert model.model.text_encoder.config._attn_implementation == "flex_attention"
+
+
+def test_peft_for_token_classification():
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(task_type="TOKEN_CLS", target_modules=r".*text_encoder.*\.(query|value)", r=2)
+    peft.get_peft_model(tiny_model(), config)(**random_batch()).loss.backward()
+
+
+def test_linear_layers_of_integers(tmp_path):
+    """8-bit weights of bitsandbytes, whose layers hold integers: inputs are not cast to their type."""
+    pytest.importorskip("bitsandbytes")
+    tiny_model().save_pretrained(tmp_path)
+    quantized = HamLearningForTokenClassification.from_pretrained(
+        tmp_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True), device_map="cpu"
+    )
+    assert quantized(**random_batch()).logits.isfinite().all()
+
+
 def test_auto_classes_know_the_model(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     assert isinstance(AutoConfig.from_pretrained(tmp_path), HamLearningConfig)
@@ -353,4 +426,4 @@ def test_an_old_transformers_is_told_what_is_needed(tmp_path):
     (stub / "__init__.py").write_text("__version__ = '4.57.1'\n")
     source = HamLearningConfig.__module__.replace(".", "/") + ".py"
     run = subprocess.run([sys.executable, source], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False)
-    assert run.returncode != 0 and "needs transformers 5 or newer and found 4.57.1" in run.stderr
+    assert run.returncode != 0 and "expected transformers 5.10.4 or newer, got 4.57.1" in run.stderr

@@ -1,0 +1,96 @@
+"""Two gloo processes, one of which has no image in its batch: DistributedDataParallel and FSDP2 train as one process does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny_model import random_batch, select, tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 3
+
+
+def batches() -> list[dict[str, torch.Tensor]]:
+    """One batch of four posts a step. The second process gets the last two, which never have an image."""
+    result = [random_batch(num_posts=4, seed=seed) for seed in range(STEPS)]
+    for batch in result:
+        batch["has_image"][2:] = False
+    return result
+
+
+def make_model():
+    model = tiny_model(fusion_dropout=0.0, classifier_dropout=0.0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.train()
+    # The statistics of a batch norm would differ with the number of posts a process has.
+    model.model.vision_encoder.eval()
+    return model
+
+
+def train(model, batches_of_a_process, reduce) -> list[float]:
+    """Losses of each step, summed over the processes; gradients are means over the processes."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    losses = []
+    for batch, num_words, scale in batches_of_a_process:
+        loss = scale * model(**batch, num_items_in_batch=num_words).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(reduce(loss.detach() / scale))
+    return losses
+
+
+def worker(kind: str, result: str):
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    assert torch.distributed.get_world_size() == 2
+    model = make_model()
+    if kind == "ddp":
+        model = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=False)
+    else:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh("cpu", (2,))
+        for layer in model.model.text_encoder.encoder.layer:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
+    def reduce(loss):
+        torch.distributed.all_reduce(loss)
+        return loss.item()
+
+    posts = slice(0, 2) if rank == 0 else slice(2, 4)
+    parts = [(select(batch, posts), (batch["labels"] >= 0).sum(), 2.0) for batch in batches()]
+    if rank == 1:
+        parts = [({name: x for name, x in part.items() if name != "pixel_values"}, *rest) for part, *rest in parts]
+    losses = train(model, parts, reduce)
+    if rank == 0:
+        Path(result).write_text(json.dumps(losses))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_a_process_without_an_image_trains_with_the_others(kind, tmp_path):
+    result = tmp_path / "losses.json"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", __file__]
+    run = subprocess.run(
+        [*command, kind, str(result)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    alone = train(make_model(), [(batch, (batch["labels"] >= 0).sum(), 1.0) for batch in batches()], torch.Tensor.item)
+    assert json.loads(result.read_text()) == pytest.approx(alone, rel=1e-4)
+
+
+if __name__ == "__main__":
+    worker(*sys.argv[1:])
