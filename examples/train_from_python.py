@@ -10,11 +10,11 @@ from training.trainer import MnerTrainer
 
 data = synthetic_splits([200, 40])  # or load_splits("my_data")[0] of mner_data.loading
 labels = dataset_labels(data["train"])
-encoders = ModelArguments("from_scratch", text_config={"num_hidden_layers": 2, "hidden_size": 96}, vision="resnet10t")
-encoders.vision_pretrained, encoders.image_size = False, 32
+text = {"text": "from_scratch", "text_config": {"num_hidden_layers": 2, "hidden_size": 96}}
+encoders = ModelArguments(**text, vision="resnet10t", vision_pretrained=False, image_size=32)
 model, processor = build(encoders, data, labels)
-options = MnerTrainingArguments("outputs/from_python", learning_rate=5e-4, train_sampling_strategy="random")
-splits = {"train_dataset": data["train"], "eval_dataset": data["validation"], "processing_class": processor}
-trainer = MnerTrainer(model, options, MnerCollator(processor), **splits, compute_metrics=ComputeMnerMetrics(labels))
+options = MnerTrainingArguments(output_dir="outputs/from_python", learning_rate=5e-4, train_sampling_strategy="random")
+parts = {"processing_class": processor, "data_collator": MnerCollator(processor), "compute_metrics": ComputeMnerMetrics(labels)}
+trainer = MnerTrainer(model=model, args=options, train_dataset=data["train"], eval_dataset=data["validation"], **parts)
 trainer.train()
 trainer.save_model()

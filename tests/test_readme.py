@@ -40,8 +40,8 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     """README's shell commands, one after the other."""
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
-    return [command.strip() for line in lines for command in line.partition(" #")[0].split("&&") if command.strip()]
+    lines = [line.partition(" #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line]
 
 
 @pytest.fixture(scope="module")
