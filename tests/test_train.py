@@ -24,6 +24,7 @@ from mner_data.loading import dataset_labels
 from mner_data.readers import read_conll
 from mner_data.synthetic_images import pure_noise
 from mner_data.synthetic_posts import synthetic_dataset
+from modeling_hamlearning import HamLearningForTokenClassification
 from tests.tiny import tiny_tokenizer
 from training.collator import ImagesLostError
 from training.trainer import NotFiniteError
@@ -190,13 +191,13 @@ def test_ways_to_train(change, stand_ins, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_posts(tmp_path, monkeypatch):
-    forward = train.HamLearningForTokenClassification.forward
+    forward = HamLearningForTokenClassification.forward
 
     def poisoned(self, *args, **kwargs):
         output = forward(self, *args, **kwargs)
         return output if output.loss is None else type(output)(**{**output, "loss": output.loss * float("nan")})
 
-    monkeypatch.setattr(train.HamLearningForTokenClassification, "forward", poisoned)
+    monkeypatch.setattr(HamLearningForTokenClassification, "forward", poisoned)
     with pytest.raises(NotFiniteError, match=r"loss of step 1 is not finite; its posts: demo-0-\d+, demo-0-"):
         run(tmp_path, "--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no")
 
