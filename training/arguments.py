@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -183,9 +184,14 @@ def check_keys(name: str, keys: Iterable[str], known: set[str]):
             raise ValueError(f"{name}: unknown key {key!r}; {advice}")
 
 
+def _kinds(hint: Any) -> set[Any]:
+    """The types that a union allows; a type alone is one."""
+    return set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
+
+
 def _check_kind(name: str, value: Any, hint: Any):
     """Raises `ValueError` for text in place of a number or of true and false, which the dataclasses would take as it is."""
-    kinds = set(get_args(hint) or (hint,))
+    kinds = _kinds(hint)
     is_bool, is_number = isinstance(value, bool), isinstance(value, int | float) and not isinstance(value, bool)
     if value is None and type(None) in kinds:
         return
@@ -233,7 +239,7 @@ def merge_config_and_cli(arguments: list[str]) -> dict[str, Any]:
 def _is_text(name: str) -> bool:
     """Whether an argument is text and nothing else, so that `1e5` and `7` stay names."""
     hint = next((hints[name] for hints in map(get_type_hints, ARGUMENTS) if name in hints), None)
-    kinds = set(get_args(hint) or (hint,)) - {type(None)}
+    kinds = _kinds(hint) - {type(None)}
     return bool(kinds) and all(isinstance(kind, type) and issubclass(kind, str | Enum) for kind in kinds)
 
 

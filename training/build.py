@@ -115,7 +115,9 @@ def load_trained(arguments: ModelArguments) -> tuple[HamLearningForTokenClassifi
     model = HamLearningForTokenClassification.from_pretrained(arguments.model)
     if arguments.freeze_vision:
         model.freeze_vision()
-    return model, HamLearningProcessor.from_pretrained(arguments.model)
+    # A folder is the user's own, so its code may run; for a name on the Hub, transformers asks.
+    trusted = True if Path(arguments.model).is_dir() else None
+    return model, HamLearningProcessor.from_pretrained(arguments.model, trust_remote_code=trusted)
 
 
 def _fields(config: type[PreTrainedConfig]) -> set[str]:

@@ -40,8 +40,8 @@ class MnerCollator:
         self._latest: deque[bool] = deque(maxlen=LATEST)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        images, image_sizes, feature_maps = map(list, zip(*map(self._image, rows), strict=True))
         row_regions = {name: [row.get(name) for row in rows] for name in ("boxes", "box_labels", "box_scores")}
-        images, image_sizes, feature_maps = zip(*map(self._image, rows), strict=True)
         regions = self.processor.extract_regions(images, **row_regions, names=[f"post {row['id']}" for row in rows])
         for row in rows:
             if len(row["ner_tags"]) != len(row["tokens"]):
@@ -52,8 +52,11 @@ class MnerCollator:
         batch = dict(
             self.processor(
                 text=[row["tokens"] for row in rows],
-                **({"image_sizes": image_sizes} if self.vision_cache else {"images": images}),
-                **{name: [post_regions[name] for post_regions in regions] for name in row_regions},
+                images=None if self.vision_cache else images,
+                image_sizes=image_sizes if self.vision_cache else None,
+                boxes=[post_regions["boxes"] for post_regions in regions],
+                box_labels=[post_regions["box_labels"] for post_regions in regions],
+                box_scores=[post_regions["box_scores"] for post_regions in regions],
                 is_split_into_words=True,
             )
         )

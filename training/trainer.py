@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import Trainer
@@ -75,6 +73,8 @@ class MnerTrainer(Trainer):
         ... )
         >>> trainer.train()
     """
+
+    optimizer: torch.optim.Optimizer | None
 
     def __init__(
         self,
@@ -202,27 +202,26 @@ class MnerTrainer(Trainer):
         Returns:
             The URL of the commit; None on processes that do not push.
         """
-        # The command for it stands above this package; it is needed here alone.
-        from hub_scripts.push_to_hub import build_repo
+        # That package is above this one, for people who call it; here it is needed for this alone.
+        from hub_scripts.push_to_hub import push_model
 
         if not blocking:
             raise ValueError("blocking: expected true; the repo is written to a temporary folder, which ends with the call")
         token = self.args.hub_token if token is None else token
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
-        self.save_model(_internal_call=True)
+        self.save_model()
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**kwargs)
-        with tempfile.TemporaryDirectory() as folder:
-            build_repo(self.args.output_dir, folder, self.hub_model_id)
-            commit = HfApi(token=token).upload_folder(
-                repo_id=self.hub_model_id,
-                folder_path=folder,
-                commit_message=commit_message,
-                revision=self.args.hub_revision if revision is None else revision,
-            )
-        return commit.commit_url
+        return push_model(
+            self.args.output_dir,
+            self.hub_model_id,
+            private=bool(self.args.hub_private_repo if private is None else private),
+            revision=self.args.hub_revision if revision is None else revision,
+            commit_message=commit_message,
+            token=token,
+        )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """Save the model and the processor. Saving never pushes: [`push_to_hub`] does, once the card is written."""

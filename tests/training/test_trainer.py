@@ -218,11 +218,14 @@ def test_a_push_has_what_a_model_repo_needs_and_nothing_else(make_trainer, monke
         def __init__(self, token=None):
             pass
 
+        def create_repo(self, repo_id, **options):
+            pushed[repo_id] = None
+
         def upload_folder(self, repo_id, folder_path, **options):
             pushed[repo_id] = {path.name for path in Path(folder_path).rglob("*")}
             return type("Commit", (), {"commit_url": "https://hub/commit"})
 
-    monkeypatch.setattr("training.trainer.HfApi", Api)
+    monkeypatch.setattr("hub_scripts.push_to_hub.HfApi", Api)
     trainer.hub_model_id = "user/tiny"
     trainer.args.push_to_hub = True
     trainer.save_model()  # saving pushes nothing
