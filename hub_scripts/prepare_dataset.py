@@ -23,7 +23,7 @@ from mner_data.files import UNFINISHED, atomic_write
 from mner_data.images import open_image
 from mner_data.loading import row_features
 from mner_data.readers import DataError, bio_labels, read_regions, read_splits, sha256
-from processors.region_extraction import build_region_extractor, keep_best, no_regions
+from processors.region_extraction import build_region_extractor, complete_region_config, keep_best, no_regions
 from training.metric import MnerMetric
 
 ROWS_A_SHARD = 256
@@ -123,9 +123,8 @@ def _extractor(regions: str | None):
     if regions.endswith(".jsonl"):
         given = read_regions(Path(regions))
         return lambda images, ids: [given.get(name, no_regions()) for name in ids]
-    config = yaml.safe_load(regions)
-    config = {"name": config} if isinstance(config, str) else dict(config)
-    most = config.pop("max_regions", 16)
+    config = complete_region_config(yaml.safe_load(regions))
+    most = config.pop("max_regions")
     extractor = build_region_extractor(**config)
     return lambda images, ids: [keep_best(found, most) for found in extractor(images)]
 

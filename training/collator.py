@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from processors import HamLearningProcessor, ImageError
+from processors import REGION_FIELDS, HamLearningProcessor, ImageError, load_reduced
 
 from .vision_cache import VisionCache
 
@@ -28,20 +28,17 @@ class MnerCollator:
         self.vision_cache = vision_cache
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        given = {name: [row.get(name) for row in rows] for name in ("boxes", "box_labels", "box_scores")}
+        fields = {name: [row.get(name) for row in rows] for name in REGION_FIELDS}
         images, image_sizes, feature_maps = zip(*map(self._image, rows), strict=True)
-        regions = self.processor.extract_regions(images, **given, names=[f"post {row['id']}" for row in rows])
+        regions = self.processor.extract_regions(images, **fields, names=[f"post {row['id']}" for row in rows])
         for row in rows if self.with_labels else []:
             if len(row["ner_tags"]) != len(row["tokens"]):
                 raise ValueError(
                     f"post {row['id']}, field ner_tags: {len(row['ner_tags'])} labels for {len(row['tokens'])} words"
                 )
         batch = dict(
-            self.processor(
-                text=[row["tokens"] for row in rows],
-                **({"image_sizes": image_sizes} if self.vision_cache else {"images": images}),
-                **{name: [of_post[name] for of_post in regions] for name in given},
-                is_split_into_words=True,
+            self.processor.encode(
+                [row["tokens"] for row in rows], regions, image_sizes, images=None if self.vision_cache else images
             )
         )
         if present := [feature_map for feature_map in feature_maps if feature_map is not None]:
@@ -60,10 +57,11 @@ class MnerCollator:
             return None, None, None
         try:
             if self.vision_cache is None:
-                return self.processor.load_image(row["image"]), None, None
+                image, size = load_reduced(row["image"], self.processor.target_size)
+                return image, size, None
             feature_map, size = self.vision_cache.get(row["image"])
-            if self.processor.needs_picture(row.get("boxes")):
-                return self.processor.load_image(row["image"]), size, feature_map
+            if self.processor.needs_image(row.get("boxes")):
+                return load_reduced(row["image"], self.processor.target_size)[0], size, feature_map
             return size, size, feature_map
         except ImageError as error:
             logger.warning("post %s is read without its image, which %s", row["id"], error)

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from modeling_hamlearning import HamLearningModel
-from processors import ImageError, content_key, load_image
+from processors import ImageError, content_key, load_image, load_reduced, resize_target
 
 
 class VisionCache:
@@ -75,19 +75,18 @@ class VisionCache:
 
         What cannot be read is left out: the collator says so, and of which post.
         """
-        opened: dict[Path, PIL.Image.Image] = {}
+        opened: dict[Path, tuple[PIL.Image.Image, tuple[int, int]]] = {}
 
         def keep():
-            pixels = image_processor(images=list(opened.values()), return_tensors="pt")["pixel_values"]
+            pixels = image_processor(images=[picture for picture, _ in opened.values()], return_tensors="pt")["pixel_values"]
             pixels = pixels.to(model.device)
             with torch.no_grad(), torch.autocast(model.device.type, precision) if precision else nullcontext():
                 feature_maps = model.get_image_features(pixels).cpu()
-            for (file, picture), feature_map in zip(opened.items(), feature_maps, strict=True):
+            for (file, (_, size)), feature_map in zip(opened.items(), feature_maps, strict=True):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 # Whole or not at all, whoever else is writing the same.
                 part = file.with_suffix(f".{os.getpid()}.part")
-                size = torch.tensor([picture.height, picture.width])
-                save_file({"feature_map": feature_map.contiguous(), "size": size}, part)
+                save_file({"feature_map": feature_map.contiguous(), "size": torch.tensor(size)}, part)
                 part.replace(file)
             opened.clear()
 
@@ -95,7 +94,7 @@ class VisionCache:
             try:
                 file = None if picture is None else self._file(picture)
                 if file and int(file.stem[:8], 16) % shares == share and not file.is_file():
-                    opened[file] = load_image(picture)
+                    opened[file] = load_reduced(picture, resize_target(image_processor))
             except ImageError:
                 continue
             if len(opened) == batch_size:

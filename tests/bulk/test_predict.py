@@ -88,7 +88,7 @@ BAD = {
     "page as picture": ({"text": "a", "image": b"<html>"}, "field image: is not a picture"),
     "broken file": ({"text": "a", "image": "broken.jpg"}, "field image: is not a picture|field image: is broken"),
     "broken file of its id": ({"id": "broken", "text": "a"}, "field image: is"),
-    "number as image": ({"text": "a", "image": 5}, "field image: a path, bytes or a PIL image is wanted"),
+    "number as image": ({"text": "a", "image": 5}, "field image: expected a path, bytes"),
     "missing file": ({"text": "a", "image": "nowhere.png"}, "field image: there is no file 'nowhere.png'"),
     "outside": ({"text": "a", "image": "../secret.png"}, "leads out of the image folder"),
     "absolute": ({"text": "a", "image": "/etc/hostname"}, "leads out of the image folder"),
@@ -207,7 +207,7 @@ LINES = {
     b'{"id": "\\ud800", "text": "\\ud800 \\u0000"}': ("\ufffd", None),
     b'{"id": "deep", "text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}": ("posts.jsonl, line 9", "no line of JSON"),
     b'{"id": "wrong", "tokens": {"a": 1}}': ("wrong", "field text"),
-    b'{"id": "boxes", "text": "a", "image": "photo.png", "boxes": "all"}': ("boxes", "field boxes: a list is wanted"),
+    b'{"id": "boxes", "text": "a", "image": "photo.png", "boxes": "all"}': ("boxes", "field boxes: expected a list"),
 }
 
 

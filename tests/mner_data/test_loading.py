@@ -280,7 +280,7 @@ WRONG_REGIONS = {
     "id of a list": ('{"id": [], "boxes": [], "box_labels": [], "box_scores": []}', "line 1: wants id"),
     "null": (
         '{"id": "a", "boxes": null, "box_labels": [], "box_scores": []}',
-        "post a, field boxes: a list is wanted",
+        "post a, field boxes: expected a list",
     ),
     "pixels": (
         '{"id": "a", "boxes": [[0, 0, 50, 9]], "box_labels": ["x"], "box_scores": [1]}',
