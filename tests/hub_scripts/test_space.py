@@ -236,7 +236,7 @@ def test_a_photo_that_cannot_be_taken(visitor, tmp_path, photo, kind):
     visitor.upload(path)
     visitor.find()
     reason = {
-        "broken": "The photo is not a picture in a known format",
+        "broken": "The photo is not an image in a known format",
         "cut": "The photo is broken",
         "40 megapixels": "The photo has 8000 x 5000 pixels; at most 25,000,000 are read",
     }

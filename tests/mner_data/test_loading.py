@@ -85,7 +85,7 @@ def test_images_beside_the_posts(tmp_path, caplog):
     assert dataset_labels(data["validation"]) == dataset_labels(data["train"])
     assert data["train"][0]["boxes"] == [[0, 0, 1, 1]] and data["train"][1]["boxes"] is None
     assert hashes["validation"] == hashlib.sha256(GOOD.encode()).hexdigest()
-    assert "2 of 4 posts" in caplog.text and "c (is not a picture" in caplog.text and "d (no file)" in caplog.text
+    assert "2 of 4 posts" in caplog.text and "c (is not an image" in caplog.text and "d (no file)" in caplog.text
 
     data.save_to_disk(tmp_path / "saved")
     again, _ = load_splits(str(tmp_path / "saved"))

@@ -288,6 +288,15 @@ def test_error_names_the_unknown_extractor():
         make_processor(region_config={"name": "magic"})
 
 
+def model_with_large_weights(config):
+    """A detector whose boxes differ: initial weights say hardly anything of an image."""
+    model = AutoModelForObjectDetection.from_config(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
     """A detector of a few thousand parameters with random weights."""
@@ -298,7 +307,7 @@ def detector(tmp_path_factory):
         patch_size=16, num_detection_tokens=7, id2label={0: "dog", 1: "cat", 2: "park bench"},
         label2id={"dog": 0, "cat": 1, "park bench": 2},
     )  # fmt: skip
-    AutoModelForObjectDetection.from_config(config).save_pretrained(folder)
+    model_with_large_weights(config).save_pretrained(folder)
     YolosImageProcessor(size={"height": 32, "width": 32}, do_pad=False).save_pretrained(folder)
     return folder
 
@@ -353,11 +362,7 @@ def test_regions_do_not_depend_on_the_images_beside(kind, tmp_path):
     """Wide and tall images share no canvas: padding would make a detector's boxes fractions of it."""
     config, image_processor = DETECTORS[kind]
     torch.manual_seed(0)
-    model = AutoModelForObjectDetection.from_config(config())
-    for parameter in model.parameters():  # initial weights say hardly anything of an image
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(tmp_path)
+    model_with_large_weights(config()).save_pretrained(tmp_path)
     image_processor().save_pretrained(tmp_path)
     config = {"name": "object-detection", "model": str(tmp_path), "threshold": 0.0, "max_regions": 100}
     processor = make_processor(region_config=config)
