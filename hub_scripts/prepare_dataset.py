@@ -26,10 +26,9 @@ from mner_data.files import OutputError, atomic_write, markdown_table, reserve_o
 from mner_data.images import ImageFinder, default_image_dir
 from mner_data.loading import row_features
 from mner_data.readers import REGION_FIELDS, DataError, bio_labels, read_regions, read_splits, sha256
-from processors.region_extraction import build_region_extractor, keep_best, no_regions
+from processors.region_extraction import build_region_extractor, complete_region_config, keep_best, no_regions
 
 ROWS_PER_SHARD = 256
-MAX_REGIONS = 16
 # Readers of data folders skip names with an underscore.
 SETTINGS_FILE, MISSING_FOLDER = "_prepare.json", "_missing"
 CARD = Template("""---
@@ -140,9 +139,8 @@ def _region_extractor(regions: str | None) -> Callable[[list, list[str]], list[d
     if regions.endswith(".jsonl"):
         regions_by_id = read_regions(Path(regions))
         return lambda images, ids: [regions_by_id.get(post_id, no_regions()) for post_id in ids]
-    config = yaml.safe_load(regions)
-    config = {"name": config} if isinstance(config, str) else dict(config)
-    max_regions = config.pop("max_regions", MAX_REGIONS)
+    config = complete_region_config(yaml.safe_load(regions))
+    max_regions = config.pop("max_regions")
     extractor = build_region_extractor(**config)
     return lambda images, ids: [keep_best(image_regions, max_regions) for image_regions in extractor(images)]
 

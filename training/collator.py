@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from processors import HamLearningProcessor, ImageError
+from processors import REGION_FIELDS, HamLearningProcessor, ImageError, load_reduced
 
 from .vision_cache import VisionCache
 
@@ -41,7 +41,7 @@ class MnerCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         images, image_sizes, feature_maps = map(list, zip(*map(self._image, rows), strict=True))
-        row_regions = {name: [row.get(name) for row in rows] for name in ("boxes", "box_labels", "box_scores")}
+        row_regions = {name: [row.get(name) for row in rows] for name in REGION_FIELDS}
         regions = self.processor.extract_regions(images, **row_regions, names=[f"post {row['id']}" for row in rows])
         for row in rows:
             if len(row["ner_tags"]) != len(row["tokens"]):
@@ -50,14 +50,8 @@ class MnerCollator:
                     f"got {len(row['ner_tags'])}"
                 )
         batch = dict(
-            self.processor(
-                text=[row["tokens"] for row in rows],
-                images=None if self.vision_cache else images,
-                image_sizes=image_sizes if self.vision_cache else None,
-                boxes=[post_regions["boxes"] for post_regions in regions],
-                box_labels=[post_regions["box_labels"] for post_regions in regions],
-                box_scores=[post_regions["box_scores"] for post_regions in regions],
-                is_split_into_words=True,
+            self.processor.encode(
+                [row["tokens"] for row in rows], regions, image_sizes, images=None if self.vision_cache else images
             )
         )
         if present := [feature_map for feature_map in feature_maps if feature_map is not None]:
@@ -84,10 +78,11 @@ class MnerCollator:
 
     def _load(self, row: dict[str, Any]) -> tuple[Any, tuple[int, int] | None, torch.Tensor | None]:
         if self.vision_cache is None:
-            return self.processor.load_image(row["image"]), None, None
+            image, size = load_reduced(row["image"], self.processor.target_size)
+            return image, size, None
         feature_map, size = self.vision_cache.get(row["image"])
-        if self.processor.needs_picture(row.get("boxes")):
-            return self.processor.load_image(row["image"]), size, feature_map
+        if self.processor.needs_image(row.get("boxes")):
+            return load_reduced(row["image"], self.processor.target_size)[0], size, feature_map
         return size, size, feature_map
 
     def _count(self, row: dict[str, Any], is_readable: bool):

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from modeling_hamlearning import HamLearningModel
-from processors import ImageError, content_key, load_image
+from processors import ImageError, content_key, load_image, load_reduced, resize_target
 
 
 class VisionCache:
@@ -76,19 +76,18 @@ class VisionCache:
 
         Images that cannot be read are left out here; the collator logs them with their posts.
         """
-        batch: dict[Path, PIL.Image.Image] = {}
+        batch: dict[Path, tuple[PIL.Image.Image, tuple[int, int]]] = {}
 
         def encode():
-            pixels = image_processor(images=list(batch.values()), return_tensors="pt")["pixel_values"]
+            pixels = image_processor(images=[image for image, _ in batch.values()], return_tensors="pt")["pixel_values"]
             pixels = pixels.to(model.device)
             with torch.no_grad(), torch.autocast(model.device.type, precision) if precision else nullcontext():
                 feature_maps = model.get_image_features(pixels).cpu()
-            for (file, image), feature_map in zip(batch.items(), feature_maps, strict=True):
+            for (file, (_, size)), feature_map in zip(batch.items(), feature_maps, strict=True):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 # Several processes may write the same file: each writes a file of its own and renames it.
                 part = file.with_suffix(f".{os.getpid()}.part")
-                size = torch.tensor([image.height, image.width])
-                save_file({"feature_map": feature_map.contiguous(), "size": size}, part)
+                save_file({"feature_map": feature_map.contiguous(), "size": torch.tensor(size)}, part)
                 part.replace(file)
             batch.clear()
 
@@ -96,7 +95,7 @@ class VisionCache:
             try:
                 file = None if image is None else self._file(image)
                 if file and int(file.stem[:8], 16) % shares == share and not file.is_file():
-                    batch[file] = load_image(image)
+                    batch[file] = load_reduced(image, resize_target(image_processor))
             except ImageError:
                 continue
             if len(batch) == batch_size:

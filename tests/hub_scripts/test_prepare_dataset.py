@@ -113,7 +113,7 @@ def test_the_card_counts(raw, tmp_path):
     assert card.data.tags and [file["split"] for file in card.data.configs[0]["data_files"]] == ["train", "validation"]
     assert "| train | 9 | 27 | 18 | 9 | 9 | 1 |" in card.text
     assert hashlib.sha256((raw / "valid.txt").read_bytes()).hexdigest() in card.text
-    assert re.search(r"train: 2: train1 \(no file\), train3 \(is not a", card.text)
+    assert re.search(r"train: 2: train1 \(no file\), train3 \(is not an image", card.text)
 
 
 def test_twice_gives_the_same_bytes(raw, tmp_path):

@@ -286,7 +286,7 @@ def test_a_photo_that_cannot_be_taken(visitor, tmp_path, photo, kind):
     visitor.upload(path)
     visitor.find()
     reason = {
-        "broken": "The photo is not",
+        "broken": "The photo is not an image in a known format",
         "cut": "The photo is broken",
         "40 megapixels": "The photo has 8000 x 5000 pixels",
     }

@@ -85,7 +85,7 @@ def test_images_beside_the_posts(tmp_path, caplog):
     assert dataset_labels(data["validation"]) == dataset_labels(data["train"])
     assert data["train"][0]["boxes"] == [[0, 0, 1, 1]] and data["train"][1]["boxes"] is None
     assert hashes["validation"] == hashlib.sha256(GOOD.encode()).hexdigest()
-    assert "2 of 4 posts" in caplog.text and "c (is not a" in caplog.text and "d (no file)" in caplog.text
+    assert "2 of 4 posts" in caplog.text and "c (is not an image" in caplog.text and "d (no file)" in caplog.text
 
     data.save_to_disk(tmp_path / "saved")
     again, _ = load_splits(str(tmp_path / "saved"))
@@ -280,7 +280,7 @@ WRONG_REGIONS = {
     "id of a list": ('{"id": [], "boxes": [], "box_labels": [], "box_scores": []}', "line 1: expected id"),
     "null": (
         '{"id": "a", "boxes": null, "box_labels": [], "box_scores": []}',
-        "post a, field boxes: a list is wanted",
+        "post a, field boxes: expected a list",
     ),
     "pixels": (
         '{"id": "a", "boxes": [[0, 0, 50, 9]], "box_labels": ["x"], "box_scores": [1]}',

@@ -82,7 +82,7 @@ def test_a_broken_image_is_left_out_and_named_when_it_is_asked_for(tmp_path):
     model, processor = tiny_model().model.eval(), tiny_processor()
     cache = VisionCache.of_backbone(tmp_path, model, processor.image_processor)
     cache.fill([b"no image"], model, processor.image_processor)
-    with pytest.raises(ImageError):
+    with pytest.raises(ImageError, match="not an image"):
         cache.get(b"no image")
     with pytest.raises(FileNotFoundError, match="start again"):
         cache.get(Image.new("RGB", (8, 8)))
