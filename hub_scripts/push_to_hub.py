@@ -13,7 +13,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from httpx import TransportError
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
@@ -140,7 +139,7 @@ def cli():
         main()
     except ValueError as error:
         sys.exit(f"push_to_hub: {error}")
-    except (HfHubHTTPError, TransportError, ConnectionError) as error:
+    except (HfHubHTTPError, ConnectionError) as error:
         sys.exit(f"push_to_hub: the Hub did not take it; run the same command again, nothing is lost: {error}")
 
 

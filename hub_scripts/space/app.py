@@ -17,6 +17,9 @@ from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 
+# Before the imports below read it: the client inside Gradio's MCP server would call the Hub about every visitor's agent.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
 import gradio as gr
 from gradio.blocks import Block
 from transformers import pipeline
