@@ -231,8 +231,13 @@ def count_orphans(labels: list[list[str]]) -> int:
     )
 
 
-if __name__ == "__main__":
+def cli():
+    """Entry point of the command line: one line for each error that the user can mend."""
     try:
         main()
     except (DataError, OutputError) as error:
         sys.exit(f"prepare_dataset: {error}")
+
+
+if __name__ == "__main__":
+    cli()

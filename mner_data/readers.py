@@ -147,7 +147,7 @@ def read_regions(path: str | Path) -> dict[str, dict]:
     regions = {}
     for where, row in _json_lines(Path(path), "id, boxes, box_labels and box_scores"):
         try:
-            post_id, values = _text(row["id"]), [row[field] for field in REGION_FIELDS]
+            post_id, values = _text(row["id"]), (row["boxes"], row["box_labels"], row["box_scores"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{where}: expected id, boxes, box_labels and box_scores: {error!r:.200}") from error
         try:

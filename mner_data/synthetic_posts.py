@@ -7,7 +7,7 @@ only the image tells the type; in posts without an image, a word of the sentence
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from datasets import Dataset, DatasetDict, Features, List, Value
@@ -113,7 +113,7 @@ def _demo(generator: random.Random) -> Post:
     return Post(tokens, labels, SCENE_OF_TYPE[entity_type], [_thing(generator, entity_type)])
 
 
-def _one(generator: random.Random, entity_type: str, template: str | None = None):
+def _one(generator: random.Random, entity_type: str, template: str | None = None) -> tuple[list[str], list[str]]:
     return _write(generator, template or generator.choice(ONE_NAME), [(generator.choice(NAMES), entity_type)])
 
 
@@ -136,7 +136,7 @@ def _object(generator: random.Random) -> Post:
     return Post(*_one(generator, entity_type), "wall", things, [TYPES.index(entity_type)])
 
 
-def _semantic(generator: random.Random, words: dict[str, tuple[str, ...]] | None = None) -> Post:
+def _semantic(generator: random.Random, words: Mapping[str, tuple[str, ...]] | None = None) -> Post:
     """The region shows a grey disc: only the words of its label tell the type."""
     entity_type = generator.choice(TYPES)
     thing = Thing("ball", generator.choice((words or SEEN_WORDS)[entity_type]), _place(generator), color=GREY)

@@ -128,7 +128,7 @@ def public_addresses(host: str, port: int) -> list[str]:
     Raises:
         FetchError: one of them is private, of this machine, or otherwise not the public internet's.
     """
-    addresses = [info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    addresses = [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     for address in addresses:
         if not _is_public(ipaddress.ip_address(address.partition("%")[0])):
             raise FetchError(f"{host:.200} is {address}, which is not a public address; give the image itself")

@@ -28,7 +28,7 @@ class FixedRegionExtractor:
     reads_images = False
 
     def __init__(self, boxes: list[list[float]], score: float):
-        self.regions = {"boxes": boxes, "box_labels": [""] * len(boxes), "box_scores": [score] * len(boxes)}
+        self.regions: Regions = {"boxes": boxes, "box_labels": [""] * len(boxes), "box_scores": [score] * len(boxes)}
 
     def __call__(self, images: list) -> list[Regions]:
         return [{field: list(values) for field, values in self.regions.items()} for _ in images]

@@ -31,7 +31,7 @@ from training.trainer import NotFiniteError
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
-    "--text_config", "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}",
+    "--text_config", "{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 32}",
     "--model_config", "{fusion_size: 32, num_iterations: 2, fusion_attention_heads: 2}",
     "--image_size", "64", "--synthetic_posts", "[32, 8, 8]", "--per_device_train_batch_size", "4", "--seed", "3",
     "--logging_steps", "1", "--use_cpu", "--disable_tqdm", "true",
