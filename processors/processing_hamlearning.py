@@ -165,7 +165,9 @@ class HamLearningProcessor(ProcessorMixin):
     def target_size(self) -> tuple[int, int] | None:
         """The least height and width that the image processor and the region extractor need; `None` where it is not known."""
         size = resize_target(self.image_processor)
-        return size and tuple(max(side, DETECTOR_SIDE) if self._extract.reads_images else side for side in size)
+        if size is None or not self._extract.reads_images:
+            return size
+        return max(size[0], DETECTOR_SIDE), max(size[1], DETECTOR_SIDE)
 
     @staticmethod
     def _load_images(images: list, names: list[str] | None, allow_urls: bool, target_size: tuple[int, int] | None):

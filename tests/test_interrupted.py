@@ -168,9 +168,7 @@ def test_a_half_written_checkpoint_is_never_gone_on_from(tmp_path, caplog):
 def test_a_folder_of_another_model_or_data_is_refused_unless_told(tmp_path):
     run(tmp_path, *SHORT)
     before = weights(tmp_path)
-    with pytest.raises(
-        OutputError, match=r"holds another run \(images, regions, synthetic_posts differ\).*--overwrite_output_dir"
-    ):
+    with pytest.raises(OutputError, match=r"\(images, regions, synthetic_posts differ\).*--overwrite_output_dir"):
         run(tmp_path, *SHORT, "--synthetic_posts", "[36, 8, 8]")
     with pytest.raises(OutputError, match=r"holds another run \(image_size differ\)"):
         run(tmp_path, *SHORT, "--image_size", "32", "--resume_from_checkpoint", "auto")
