@@ -22,13 +22,14 @@ import datasets
 from datasets import DatasetDict
 from transformers.utils import logging
 
+from mner_data.files import markdown_table
 from mner_data.loading import load_splits
 from mner_data.readers import DataError
 from training.arguments import NO_LEVELS, MnerTrainingArguments, ModelArguments, merge_config_and_cli
 
 from .controlled.experiments import FULL, LEFT_OUT, PLAIN, POOLED, TEXT_ALONE
 from .controlled.perturbations import NOISES, another_posts, same_types, spoiled, with_images, without_images
-from .controlled.report import markdown_table, plot_curves, provenance, spread
+from .controlled.report import plot_curves, provenance, spread
 from .controlled.runner import Experiment, Splits, read_runs, run_pending
 
 # What the models of each table change in the config. Every table includes the full model and the text alone.

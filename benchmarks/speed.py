@@ -34,7 +34,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import BertConfig, BertForTokenClassification, pipeline
 
-from examples.demo import f1
 from hub_scripts.export_onnx import export, quantize
 from mner_data.readers import read_conll
 from mner_data.synthetic_posts import synthetic_dataset
@@ -47,6 +46,7 @@ from modeling_hamlearning import (
 )
 from processors import HamLearningImageProcessor, HamLearningProcessor
 from training.arguments import NO_LEVELS
+from training.metric import pipeline_f1
 from training.tokenizer import build_tokenizer
 
 RESULTS = Path("benchmarks/results")
@@ -390,7 +390,7 @@ def onnx(device: str, rounds: int, text_model: str | None = None) -> dict[str, f
             gold = [{"tokens": row["tokens"], "ner_tags": [ids[label] for label in row["labels"]]} for row in rows]
             for name, model in models.items():
                 tagged = pipeline("mner", model=model, processor=processor)(posts, batch_size=16)
-                found[f"F1 on twitter2017's validation text, {name}"] = 100 * f1(gold, tagged, names)
+                found[f"F1 on twitter2017's validation text, {name}"] = 100 * pipeline_f1(gold, tagged, names)
     return found
 
 

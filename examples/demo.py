@@ -9,33 +9,9 @@ from transformers import pipeline
 
 from mner_data.loading import dataset_labels, row_to_post
 from mner_data.synthetic_posts import best_f1_without_evidence, synthetic_dataset
-from training.metric import MnerMetric
+from training.metric import pipeline_f1
 
 NUM_POSTS, HELD_OUT_SEED, NUM_PRINTED, NUM_DRAWN = 300, 77, 15, 12
-
-
-def f1(rows, results: list[list[dict]], names: list[str]) -> float:
-    """Micro F1 of the pipeline's entities against the labels of the rows.
-
-    Args:
-        rows: posts with `tokens`, joined by single spaces for the pipeline, and `ner_tags`.
-        results: the pipeline's entities of each post.
-        names: label names by id.
-    """
-    references, predictions = [], []
-    for row, entities in zip(rows, results, strict=True):
-        word_at = {}  # index of the word that begins at a character
-        start = 0
-        for index, word in enumerate(row["tokens"]):
-            word_at[start] = index
-            start += len(word) + 1
-        labels = ["O"] * len(row["tokens"])
-        for entity in entities:
-            first, count = word_at[entity["start"]], len(entity["word"].split(" "))
-            labels[first : first + count] = [f"B-{entity['entity_group']}"] + [f"I-{entity['entity_group']}"] * (count - 1)
-        references.append([names[tag] for tag in row["ner_tags"]])
-        predictions.append(labels)
-    return MnerMetric().compute(predictions=predictions, references=references)["f1"]
 
 
 def print_entities(rows, results: list[list[dict]]):
@@ -68,7 +44,7 @@ def main(folder: str):
         ner.draw(post, entities).save(drawings / f"{row['id']}.png")
     print(f"\nimages with their entities: {drawings}")
     print(f"best possible F1 without images: {best_f1_without_evidence():.3f}")
-    with_images, without_images = f1(rows, results, names), f1(rows, text_results, names)
+    with_images, without_images = pipeline_f1(rows, results, names), pipeline_f1(rows, text_results, names)
     print(f"demo: F1 {with_images:.3f} on {NUM_POSTS} held-out posts, {without_images:.3f} without the images")
 
 

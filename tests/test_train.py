@@ -18,7 +18,6 @@ from transformers import AutoModel, pipeline
 
 import train
 from benchmarks.controlled.measures import gold_entities
-from examples.demo import f1
 from mner_data.files import OutputError
 from mner_data.loading import dataset_labels, row_to_post
 from mner_data.readers import read_conll
@@ -27,6 +26,7 @@ from mner_data.synthetic_posts import synthetic_dataset
 from modeling_hamlearning import HamLearningForTokenClassification
 from tests.tiny import tiny_tokenizer
 from training.collator import ImagesLostError
+from training.metric import pipeline_f1
 from training.trainer import NotFiniteError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -284,7 +284,7 @@ def test_the_text_only_row_is_the_model_without_the_images(trained):
     rows = synthetic_dataset(8, 1)
     ner = pipeline("mner", model=str(folder), trust_remote_code=True)
     tagged = ner([{"text": row["tokens"], "image": None} for row in rows])
-    assert results["text_only_f1"] == pytest.approx(f1(rows, tagged, dataset_labels(rows)))
+    assert results["text_only_f1"] == pytest.approx(pipeline_f1(rows, tagged, dataset_labels(rows)))
 
 
 @pytest.mark.parametrize("asked, message", [

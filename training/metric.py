@@ -117,3 +117,27 @@ class ComputeMnerMetrics:
 
 def _to_cpu(ids: Any) -> Any:
     return ids.cpu() if isinstance(ids, torch.Tensor) else ids
+
+
+def pipeline_f1(rows, results: list[list[dict]], names: list[str]) -> float:
+    """Micro F1 of the pipeline's entities against the labels of the rows.
+
+    Args:
+        rows: posts with `tokens`, joined by single spaces for the pipeline, and `ner_tags`.
+        results: the pipeline's entities of each post.
+        names: label names by id.
+    """
+    references, predictions = [], []
+    for row, entities in zip(rows, results, strict=True):
+        word_at = {}  # index of the word that begins at a character
+        start = 0
+        for index, word in enumerate(row["tokens"]):
+            word_at[start] = index
+            start += len(word) + 1
+        labels = ["O"] * len(row["tokens"])
+        for entity in entities:
+            first, count = word_at[entity["start"]], len(entity["word"].split(" "))
+            labels[first : first + count] = [f"B-{entity['entity_group']}"] + [f"I-{entity['entity_group']}"] * (count - 1)
+        references.append([names[tag] for tag in row["ner_tags"]])
+        predictions.append(labels)
+    return MnerMetric().compute(predictions=predictions, references=references)["f1"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from mner_data.files import markdown_table
 from mner_data.synthetic_posts import best_f1_without_evidence
 from training.curves import plt, save_figure
 
@@ -111,12 +112,6 @@ def document_tables(runs: Runs) -> dict[str, str]:
         "paintings": _paintings_table(_select(runs, "paintings")),
         "provenance": provenance(runs),
     }
-
-
-def markdown_table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    """A table of Markdown."""
-    header = list(header)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *lines))
 
 
 def spread(values: Iterable[float], scale: float = 100, digits: int = 2) -> str:

@@ -132,8 +132,8 @@ def run(
             model=model,
             args=_training_arguments(experiment, folder, quick),
             data_collator=collator,
-            train_dataset=_with_length(train),
-            eval_dataset=_with_length(next(iter(scored.values()))),
+            train_dataset=train,
+            eval_dataset=next(iter(scored.values())),
             compute_metrics=ComputeMnerMetrics(labels),
         )
         trainer.remove_callback(PrinterCallback)
@@ -141,7 +141,7 @@ def run(
         temperature = calibrate(model, trainer, held_out) if experiment.calibrated else None
         scores = {}
         for name, rows in scored.items():
-            metrics = trainer.evaluate(_with_length(rows), metric_key_prefix=name)
+            metrics = trainer.evaluate(rows, metric_key_prefix=name)
             scores[name] = {metric: metrics[f"{name}_{metric}"] for metric in ("f1", "f1_strict", "gold_total")}
     measures = measure(experiment, model, processor, collator, scored) if measure else {}
     if experiment.calibrated:
@@ -167,11 +167,6 @@ def run(
 
 def _first_rows(rows: Dataset) -> Dataset:
     return rows.select(range(min(QUICK_POSTS, len(rows))))
-
-
-def _with_length(rows: Dataset) -> Dataset:
-    """Add the column by which the Trainer groups posts of like length."""
-    return rows.add_column("length", [len(tokens) for tokens in rows["tokens"]])
 
 
 def _build(
