@@ -1,39 +1,50 @@
 PYTHON ?= python3
 VENV := .venv
+LOWEST := .venv-lowest
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo space test test-slow lint bench
+.PHONY: help demo space test test-slow test-lowest lint bench
 
 help: ## show these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(STAMP): setup.py
+# torch comes first and alone, so that its own choice of CUDA or CPU stands.
+$(VENV)/.installed: setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch torchvision
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-demo: $(STAMP) ## train on synthetic posts, then tag held-out ones in a new process (minutes)
+$(LOWEST)/.installed: setup.py
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/bin/python -m pip install --quiet --editable '.[dev,lowest]'
+	touch $@
+
+demo: $(VENV)/.installed ## train on synthetic posts, then tag held-out ones in a new process (minutes)
 	$(BIN)/python train.py configs/demo.yaml --overwrite_output_dir
 	$(BIN)/python -m examples.demo outputs/demo/model
 
-space: $(STAMP) ## the demo page on the demo model, at http://127.0.0.1:7860
+space: $(VENV)/.installed ## the demo page on the demo model, at http://127.0.0.1:7860
 	test -f outputs/demo/model/README.md || $(MAKE) demo
 	HAMLEARNING_MODEL=outputs/demo/model $(BIN)/python hub_scripts/space/app.py
 
-lint: $(STAMP) ## ruff check, format check, spelling
+lint: $(VENV)/.installed ## ruff check, format check, spelling, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell $$(git ls-files '*.py' '*.md' '*.yaml')
+	$(BIN)/mypy
 
 test: lint ## everything that has to hold, in minutes
-	$(BIN)/python -m pytest --durations=15
+	$(BIN)/python -m pytest --durations=15 $(PYTEST)
 
-test-slow: $(STAMP) ## what takes longer
-	$(BIN)/python -m pytest -m slow
+test-slow: $(VENV)/.installed ## what takes longer
+	$(BIN)/python -m pytest -m slow --durations=15 $(PYTEST)
 
-bench: $(STAMP) ## what the model costs above its two encoders (BENCH="--rounds 5 …" for options)
+test-lowest: $(LOWEST)/.installed ## the tests with every lower bound of setup.py installed exactly
+	$(LOWEST)/bin/python -m pytest --durations=15 $(PYTEST)
+
+bench: $(VENV)/.installed ## what the model costs above its two encoders (BENCH="--rounds 5 …" for options)
 	$(BIN)/python -m benchmarks.speed $(BENCH)

@@ -1,7 +1,8 @@
 """Bulk tagging of many posts, 2 % of them broken: `python -m benchmarks.bulk --model outputs/demo/model --posts 100000`.
 
-Half of the posts are synthetic ones with their pictures, half are real ones of HAMLEARNING_DATA's twitter2017, without. Checks
-that every post has one row and that just the broken ones have an error, and prints the rate and the memory over time.
+Half of the posts are synthetic and have an image, half are real ones of HAMLEARNING_DATA's twitter2017 without an image. Checks
+that every post has one row, that exactly the broken ones have an error, and that a broken image or box does not cost the
+entities of the text. Prints the rate and the memory over time.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from mner_data.readers import read_conll
 from mner_data.synthetic_posts import synthetic_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
-PLANTED, SEED, ROWS_A_FILE, SAMPLE_SECONDS = 400, 11, 10_000, 5
+SYNTHETIC, SEED, ROWS_PER_FILE, SAMPLE_SECONDS = 400, 11, 10_000, 5
 ONE_BROKEN_IN = 50
+NO_TEXT = "no words"
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -39,10 +41,10 @@ SCHEMA = pa.schema(
     ]
 )
 BROKEN = {
-    "no words": lambda row: {"tokens": None},
-    "cut picture": lambda row: {"image": {"bytes": row["image"]["bytes"][:300], "path": None}},
-    "page for a picture": lambda row: {"image": {"bytes": b"<html></html>", "path": None}},
-    "empty picture": lambda row: {"image": {"bytes": b"", "path": None}},
+    NO_TEXT: lambda row: {"tokens": None},
+    "cut image": lambda row: {"image": {"bytes": row["image"]["bytes"][:300], "path": None}},
+    "page for an image": lambda row: {"image": {"bytes": b"<html></html>", "path": None}},
+    "empty image": lambda row: {"image": {"bytes": b"", "path": None}},
     "path": lambda row: {"image": {"bytes": None, "path": "/etc/hostname"}},
     "URL": lambda row: {"image": {"bytes": None, "path": "http://169.254.169.254/x.png"}},
     "box not finite": lambda row: {"boxes": [[0.0, 0.0, float("nan"), 1.0]], "box_labels": None, "box_scores": None},
@@ -53,32 +55,34 @@ BROKEN = {
 
 
 def rows(count: int, real: list[dict]) -> Iterator[dict]:
-    synthetic = synthetic_dataset(PLANTED, SEED).remove_columns(["ner_tags", "deciding_region", "leading_region"]).to_list()
-    pictured = [row for row in synthetic if row["image"] is not None]
+    """Posts as they are written: every 50th broken, the others by turns synthetic and real."""
+    synthetic = synthetic_dataset(SYNTHETIC, SEED).remove_columns(["ner_tags", "deciding_region", "leading_region"]).to_list()
+    with_image = [row for row in synthetic if row["image"] is not None]
     empty = dict.fromkeys(SCHEMA.names)
     for place in range(count):
         if place % ONE_BROKEN_IN == 0:
             kind = list(BROKEN)[place // ONE_BROKEN_IN % len(BROKEN)]
-            row = pictured[place % len(pictured)]
+            row = with_image[place % len(with_image)]
             yield row | BROKEN[kind](row) | {"id": f"broken {kind} {place}"}
         elif place % 2:
-            yield synthetic[place // 2 % PLANTED] | {"id": f"synthetic {place}"}
+            yield synthetic[place // 2 % SYNTHETIC] | {"id": f"synthetic {place}"}
         else:
             yield empty | {"id": f"real {place}", "tokens": real[place // 2 % len(real)]["tokens"]}
 
 
 def write(folder: Path, count: int, real: list[dict]):
+    """Write the posts as parquet files."""
     folder.mkdir(parents=True)
     batch: list[dict] = []
     for place, row in enumerate(rows(count, real)):
         batch.append(row)
-        if len(batch) == ROWS_A_FILE or place == count - 1:
+        if len(batch) == ROWS_PER_FILE or place == count - 1:
             pq.write_table(pa.Table.from_pylist(batch, SCHEMA), folder / f"{place:09}.parquet", row_group_size=1000)
             batch = []
 
 
 def memory(root: int) -> Counter[str]:
-    """Memory in MB of a process and all below it, shared pages counted once, by what they are; the taggers' CPU seconds."""
+    """Memory in MB of a process and those below it, by what they do, shared pages counted once; the taggers' CPU seconds."""
     used: Counter[str] = Counter()
     driver = psutil.Process(root)
     for process in [driver, *driver.children(recursive=True)]:
@@ -95,6 +99,7 @@ def memory(root: int) -> Counter[str]:
 
 
 def main():
+    """Write the posts, tag them with predict.py in a process of its own, and check and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--posts", type=int, default=100_000)
@@ -121,13 +126,14 @@ def main():
 
     results = pq.read_table(folder / "tagged").to_pylist()
     wrong = [row["id"] for row in results if (row["error"] is not None) != row["id"].startswith("broken ")]
+    wrong += [row["id"] for row in results if (row["entities"] is None) != row["id"].startswith(f"broken {NO_TEXT} ")]
     distinct = len({row["id"] for row in results})
     assert len(results) == distinct == options.posts, f"{len(results)} rows, {distinct} ids, {options.posts} posts"
-    assert not wrong, f"{len(wrong)} posts have an error that are whole, or none that are broken: {wrong[:5]}"
+    assert not wrong, f"{len(wrong)} posts have an error or lack one, or lack entities, against what was written: {wrong[:5]}"
     kinds = Counter(row["id"].rsplit(" ", 1)[0] for row in results if row["error"])
-    rows_named = {row["id"].rsplit(" ", 1)[0]: row["error"] for row in results if row["error"]}
+    examples = {row["id"].rsplit(" ", 1)[0]: row["error"] for row in results if row["error"]}
     for kind, count in sorted(kinds.items()):
-        print(f"{count:6} {kind}: {rows_named[kind]}")
+        print(f"{count:6} {kind}: {examples[kind]}")
     print(f"{len(results):,} posts in {seconds:,.0f} s, {len(results) / seconds:.1f} a second, {options.workers} taggers")
     used = max(sample["tagger seconds"] for sample in samples)
     print(f"CPU seconds of the taggers: {used:,.0f}, {len(results) / used:.1f} posts in each")

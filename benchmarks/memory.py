@@ -1,9 +1,8 @@
 """Memory over a long stream: `python -m benchmarks.memory [--model outputs/demo/model] [--posts 100000]`.
 
-Synthetic posts go through the pipeline as one generator. A few thousand are drawn, and drawn on again each time they come
-round: a number as a last word and a block of its own colour in the picture make every post of the stream another one, for the
-tokenizer and for the pipeline's store of equal pictures. Ends with an error if the memory at the end is more than 5 % above
-what it was after the first thousand.
+Synthetic posts go through the pipeline as one generator. 2,000 posts are rendered and repeated. Each repetition gets a number
+as its last word and a block of another colour in its image, so that no two posts are equal for the tokenizer or for the
+pipeline's cache of images. Exits with an error if the memory at the end is more than 5 % above that after the first 1,000.
 """
 
 from __future__ import annotations
@@ -24,23 +23,25 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import pipeline
 
-from examples.demo import post_of
+from mner_data.loading import row_to_post
 from mner_data.synthetic_posts import synthetic_dataset
+from processors import load_image
 
 DRAWN, SEED, BATCH_SIZE, BLOCK, FIRST, MOST_GROWTH = 2000, 11, 32, 16, 1000, 1.05
 RESULTS = Path("benchmarks/results")
 
 
 def stream(count: int) -> Iterator[dict]:
+    """So many posts, no two of them equal."""
     rows = synthetic_dataset(min(DRAWN, count), SEED)
-    for place in range(count):
-        post = post_of(rows[place % len(rows)])
-        post["text"] = [*post["text"], str(place)]
+    for index in range(count):
+        post = row_to_post(rows[index % len(rows)])
+        post["text"] = [*post["text"], str(index)]
         if post["image"] is not None:
-            picture = post["image"].convert("RGB")
-            picture.paste((place & 255, place >> 8 & 255, place >> 16), (0, 0, BLOCK, BLOCK))
+            image = load_image(post["image"])
+            image.paste((index & 255, index >> 8 & 255, index >> 16), (0, 0, BLOCK, BLOCK))
             file = io.BytesIO()
-            picture.save(file, "PNG")
+            image.save(file, "PNG")
             post["image"] = Image.open(file)
         yield post
 

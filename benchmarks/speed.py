@@ -34,7 +34,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import BertConfig, BertForTokenClassification, pipeline
 
-from examples.demo import f1
 from hub_scripts.export_onnx import export, quantize
 from mner_data.readers import read_conll
 from mner_data.synthetic_posts import synthetic_dataset
@@ -47,6 +46,7 @@ from modeling_hamlearning import (
 )
 from processors import HamLearningImageProcessor, HamLearningProcessor
 from training.arguments import NO_LEVELS
+from training.metric import pipeline_f1
 from training.tokenizer import build_tokenizer
 
 RESULTS = Path("benchmarks/results")
@@ -68,7 +68,7 @@ SUB_TOKENS = (
 def posts_like_tweets(
     words: Sequence[int], sub_tokens: Sequence[int], num_regions: int = NUM_REGIONS, device: str = "cpu", seed: int = 0
 ) -> dict[str, Tensor]:
-    """A batch of posts with a picture each: random sub-tokens, pixels and boxes, in the shapes the processor makes."""
+    """A batch of posts with an image each: random sub-tokens, pixels and boxes, in the shapes the processor makes."""
     generator = torch.Generator().manual_seed(seed)
     size, length, most = len(words), max(sub_tokens), max(words)
     counts = torch.tensor(words)[:, None]
@@ -167,7 +167,7 @@ def tagging(device: str, rounds: int) -> dict[str, float]:
     @torch.no_grad()
     def image_branch():
         for side, words, mask in sides:
-            inner.image_branch(words, mask, inner.image_branch.memories(**side), False)
+            inner.image_branch(words, mask, inner.image_branch.memories(**side))
 
     @torch.no_grad()
     def decode():
@@ -176,7 +176,7 @@ def tagging(device: str, rounds: int) -> dict[str, float]:
 
     with torch.no_grad():
         emissions = [model(**batch).logits for batch in batches]
-        sides = [_image_side(inner, batch) for batch in batches]
+        sides = [image_branch_inputs(inner, batch) for batch in batches]
     actions = {
         "tag": tag(model, batches),
         "text": text,
@@ -198,11 +198,11 @@ def tagging(device: str, rounds: int) -> dict[str, float]:
     }
 
 
-def _image_side(model: HamLearningModel, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """What the image side is given of a batch."""
+def image_branch_inputs(model: HamLearningModel, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """The inputs of the image branch for a batch."""
     names = ("image_sizes", "region_boxes", "region_label_ids", "region_mask")
-    posts = batch["has_image"].nonzero().squeeze(1)
-    side = model.prepare_image_inputs(posts, batch["pixel_values"], True, *(batch[name] for name in names))
+    feature_maps = model.get_image_features(batch["pixel_values"])
+    side = model.prepare_image_inputs(batch["has_image"], feature_maps, *(batch[name] for name in names))
     words, _ = model.encode_text(batch["input_ids"], batch["attention_mask"], batch["word_positions"])
     return side, words, batch["word_mask"]
 
@@ -218,17 +218,17 @@ def training(device: str, rounds: int) -> dict[str, float]:
         features = [model.model.get_image_features(batch["pixel_values"]) for batch in batches]
         logits = [model(**batch).logits for batch in batches]
     cached = [
-        {name: tensor for name, tensor in batch.items() if name != "pixel_values"} | {"vision_features": of_batch}
-        for batch, of_batch in zip(batches, features, strict=True)
+        {name: tensor for name, tensor in batch.items() if name != "pixel_values"} | {"vision_features": feature_maps}
+        for batch, feature_maps in zip(batches, features, strict=True)
     ]
-    for of_batch in logits:
-        of_batch.requires_grad_()
+    for batch_logits in logits:
+        batch_logits.requires_grad_()
 
-    def steps(trained: nn.Module, given: list[dict[str, Tensor]]) -> Callable[[], None]:
+    def steps(trained: nn.Module, batches: list[dict[str, Tensor]]) -> Callable[[], None]:
         optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=1e-5, fused=True)
 
         def action():
-            for batch in given:
+            for batch in batches:
                 trained(**batch).loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
@@ -236,8 +236,8 @@ def training(device: str, rounds: int) -> dict[str, float]:
         return action
 
     def crf():
-        for batch, of_batch in zip(batches, logits, strict=True):
-            model.crf(of_batch, batch["labels"], batch["word_mask"]).sum().backward()
+        for batch, batch_logits in zip(batches, logits, strict=True):
+            model.crf(batch_logits, batch["labels"], batch["word_mask"]).sum().backward()
 
     actions = {
         "step": steps(model, batches),
@@ -313,8 +313,8 @@ def growth(device: str, rounds: int) -> dict[str, float]:
 def pipeline_from_files(device: str, rounds: int) -> dict[str, float]:
     """Throughput from strings and JPEG files over that of the model on the same batches ready in memory."""
     with tempfile.TemporaryDirectory() as scratch:
-        texts, pictures = _tweets(), _picture_files(Path(scratch))
-        posts = [{"text": text, "image": str(file)} for text, file in zip(texts, pictures, strict=True)]
+        texts, images = _tweets(), _image_files(Path(scratch))
+        posts = [{"text": text, "image": str(file)} for text, file in zip(texts, images, strict=True)]
         model, processor = base_model().to(device).eval(), _processor(texts)
         ner = pipeline("mner", model=model, processor=processor, device=device)
         by_length = sorted(posts, key=lambda post: len(processor.split_words(post["text"])[0]))
@@ -324,7 +324,7 @@ def pipeline_from_files(device: str, rounds: int) -> dict[str, float]:
             batch = processor(text=[post["text"] for post in some], images=[post["image"] for post in some])
             batches.append(batch.to(device))
 
-        shared = [post | {"image": posts[place // 4]["image"]} for place, post in enumerate(posts)]
+        shared = [post | {"image": posts[index // 4]["image"]} for index, post in enumerate(posts)]
         actions = {
             "bare": tag(model, batches),
             "pipeline": lambda: ner(posts, batch_size=PIPELINE_BATCH_SIZE),
@@ -334,12 +334,12 @@ def pipeline_from_files(device: str, rounds: int) -> dict[str, float]:
     return {
         "pipeline from files / model on tensors, posts a second": ratio(taken, "bare", "pipeline", device="wall"),
         "the same in CPU seconds": ratio(taken, "bare", "pipeline"),
-        "every picture in four posts / in one, posts a second": ratio(taken, "pipeline", "shared", device="wall"),
+        "every image in four posts / in one, posts a second": ratio(taken, "pipeline", "shared", device="wall"),
     }
 
 
 def _tweets() -> list[str]:
-    """Strings of twitter2017 if there is one, else of synthetic posts."""
+    """Texts of twitter2017 if `HAMLEARNING_DATA` has it, else of synthetic posts."""
     if folder := os.environ.get("HAMLEARNING_DATA"):
         rows = read_conll(Path(folder, "twitter2017", "valid.txt"))
     else:
@@ -347,13 +347,13 @@ def _tweets() -> list[str]:
     return [" ".join(row["tokens"]) for row in islice(iter(rows), PIPELINE_POSTS)]
 
 
-def _picture_files(scratch: Path) -> list[Path]:
-    """Photos of paintings if there are some, else rendered pictures; no two the same."""
+def _image_files(scratch: Path) -> list[Path]:
+    """Files of the paintings if `HAMLEARNING_DATA` has them, else of rendered images; no two are equal."""
     if folder := os.environ.get("HAMLEARNING_DATA"):
         return sorted(Path(folder, "paintings", "images").glob("*.jpg"))[:PIPELINE_POSTS]
     rows = synthetic_dataset(2 * PIPELINE_POSTS, seed=1)
     rendered = [row["image"]["bytes"] for row in rows if row["image"] is not None][:PIPELINE_POSTS]
-    files = [scratch / f"{place}.jpg" for place in range(PIPELINE_POSTS)]
+    files = [scratch / f"{index}.jpg" for index in range(PIPELINE_POSTS)]
     for file, content in zip(files, rendered, strict=True):
         Image.open(io.BytesIO(content)).convert("RGB").save(file)
     return files
@@ -386,11 +386,11 @@ def onnx(device: str, rounds: int, text_model: str | None = None) -> dict[str, f
             found |= _throughput("MiniLM", models, batches, rounds)
             names = models["eager"].config.label_names
             ids = models["eager"].config.label2id
-            given = [{"text": row["tokens"]} for row in rows]
+            posts = [{"text": row["tokens"]} for row in rows]
             gold = [{"tokens": row["tokens"], "ner_tags": [ids[label] for label in row["labels"]]} for row in rows]
             for name, model in models.items():
-                tagged = pipeline("mner", model=model, processor=processor)(given, batch_size=16)
-                found[f"F1 on twitter2017's validation text, {name}"] = 100 * f1(gold, tagged, names)
+                tagged = pipeline("mner", model=model, processor=processor)(posts, batch_size=16)
+                found[f"F1 on twitter2017's validation text, {name}"] = 100 * pipeline_f1(gold, tagged, names)
     return found
 
 

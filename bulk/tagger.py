@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import json
 import re
+import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,12 @@ from filelock import FileLock
 from transformers import pipeline
 from transformers.utils import HF_MODULES_CACHE
 
-from mner_data.images import find_image
-from mner_data.readers import DataError, replace_surrogates
+from mner_data.images import ImageFolder
+from mner_data.readers import REGION_FIELDS, DataError, read_regions, replace_surrogates
 from modeling_hamlearning.configuration_hamlearning import LEVELS
 from processors.fetching import fetch
 
-from .sources import FIELDS
+from .sources import is_id
 
 REGION = pa.struct(
     [
@@ -36,6 +38,8 @@ ENTITY = pa.struct(
         ("word", pa.string()),
         ("start", pa.int32()),
         ("end", pa.int32()),
+        ("word_start", pa.int32()),
+        ("word_end", pa.int32()),
         ("region", REGION),
     ]
 )
@@ -48,10 +52,29 @@ FETCHES_AT_ONCE = 8
 
 
 class Tagger:
-    """A Ray actor that holds the pipeline and turns a table of posts into a table of results."""
+    """A Ray actor that holds the pipeline and turns a table of posts into a table of results.
 
-    def __init__(self, model: str, revision: str | None, images: str | None, allow_urls: bool, batch_size: int):
-        self.images, self.allow_urls, self.batch_size = images and Path(images), allow_urls, batch_size
+    Args:
+        model: folder or Hub repo of the model.
+        revision: commit of a model on the Hub.
+        images: folder of the posts' images.
+        allow_urls: whether to fetch images that posts name by URL.
+        batch_size: posts in one call of the model.
+        regions: JSONL files with the regions of posts that bring none themselves.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None,
+        images: str | None,
+        allow_urls: bool,
+        batch_size: int,
+        regions: Sequence[str] = (),
+    ):
+        self.images = ImageFolder(images) if images else None
+        self.allow_urls, self.batch_size = allow_urls, batch_size
+        self.regions = {post: post_regions for file in regions for post, post_regions in read_regions(Path(file)).items()}
         # transformers copies the model's code to a folder that the machine's actors share.
         Path(HF_MODULES_CACHE).mkdir(parents=True, exist_ok=True)
         with FileLock(Path(HF_MODULES_CACHE, ".hamlearning.lock")):
@@ -61,77 +84,106 @@ class Tagger:
         self.threads = ThreadPoolExecutor(FETCHES_AT_ONCE)
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        """Tag a table of posts, as `sources` yields them: columns of a post, or ids with lines of JSON.
+
+        Returns:
+            A table with a row for each post: its id and `COLUMNS`. A post with an error has the entities of its text, if that
+            can be tagged, and no relevance.
+        """
         rows = [_parse(row) for row in table.to_pylist()]
         results: list[dict] = [{}] * len(rows)
         by_length = sorted(range(len(rows)), key=lambda place: _length(rows[place]))
         for first in range(0, len(rows), self.batch_size):
             places = by_length[first : first + self.batch_size]
-            posts = list(self.threads.map(self._post, [rows[place] for place in places]))
-            tagged = iter(self._tag([post for post in posts if not isinstance(post, Exception)]))
-            for place, post in zip(places, posts, strict=True):
-                results[place] = _row(post if isinstance(post, Exception) else next(tagged))
-        _give_back_memory()
+            posts, errors = zip(*self.threads.map(self._post, [rows[place] for place in places]), strict=True)
+            tagged = iter(self._tag([post for post in posts if post is not None]))
+            for place, post, error in zip(places, posts, errors, strict=True):
+                result, tagging_error = (None, None) if post is None else next(tagged)
+                results[place] = _row(result, [error, tagging_error])
+        _release_memory()
         columns = [pa.array([result[name] for result in results], type=kind) for name, kind in COLUMNS.items()]
         return pa.table([table["id"], *columns], names=["id", *COLUMNS])
 
-    def _post(self, row: dict | Exception) -> dict | Exception:
-        """A row as the pipeline takes it, its picture as bytes or as a file that may be opened; or what is wrong with it."""
-        if isinstance(row, Exception):
-            return row
-        try:
-            text = row["tokens"] if row.get("tokens") is not None else row.get("text")
-            given = {name: row[name] for name in FIELDS if row.get(name) is not None}
-            return {"text": text} | given | {"image": self._image(given.get("image"), row["id"])}
-        except Exception as error:  # whatever a row holds: it becomes the row's own error
-            return error
+    def _post(self, row: dict | Exception) -> tuple[dict | None, Exception | None]:
+        """A row as the pipeline takes it, its image as bytes or as a file that may be opened, and what is wrong with it.
 
-    def _image(self, image: Any, name: str) -> Any:
-        """The picture itself or its file. Only here do paths and URLs of posts become something to open."""
+        A row whose image cannot be had becomes a post of its text alone.
+        """
+        if isinstance(row, Exception):
+            return None, row
+        text = row["tokens"] if row.get("tokens") is not None else row.get("text")
+        try:
+            if not is_id(row.get("json_id", row["id"])):
+                raise DataError(f"field id: expected a string or an integer, got {row['json_id']!r:.80}")
+            image = self._image(row.get("image"), row["id"])
+        except Exception as error:  # whatever a row holds: it becomes the row's own error
+            return {"text": text}, error
+        fields = {"image": image} | {name: row.get(name) for name in REGION_FIELDS}
+        post = {"text": text} | {name: value for name, value in fields.items() if value is not None}
+        if image is not None and not post.keys() & set(REGION_FIELDS):
+            post |= self.regions.get(str(row["id"]), {})
+        return post, None
+
+    def _image(self, image: Any, name: str | int) -> bytes | Path | None:
+        """The image itself or its file. Only here do paths and URLs of posts become something to open."""
         if isinstance(image, dict):
             image = image["bytes"] if image.get("bytes") is not None else image.get("path")
-        if isinstance(image, str):
-            if image.startswith(("http://", "https://")):
-                if not self.allow_urls:
-                    raise DataError(f"field image: is a URL, which is fetched only with --allow_urls: {image:.200}")
-                return fetch(image)
-            if self.images is None:
-                raise DataError(f"field image: {image!r:.200} is a file, but no folder was given: --images DIR")
-            if (path := find_image(self.images, image)) is None:
-                raise DataError(f"field image: there is no file {image!r:.200} in {self.images}")
-            return path
-        if image is None and self.images is not None:
-            return find_image(self.images, str(name))
-        return image
+        if image is None:
+            return self.images.find(str(name)) if self.images else None
+        if isinstance(image, bytes):
+            return image
+        if not isinstance(image, str):
+            raise DataError(f"field image: expected bytes or the name of a file, got {type(image).__name__}")
+        if image[:8].lower().startswith(("http://", "https://")):
+            if not self.allow_urls:
+                raise DataError(f"field image: is a URL, which is fetched only with --allow_urls: {image:.200}")
+            return fetch(image)
+        if self.images is None:
+            raise DataError(f"field image: {image!r:.200} is a file, but there is no folder of images: give --images DIR")
+        if (path := self.images.find(image)) is None:
+            raise DataError(f"field image: there is no file {image!r:.200} in {self.images.folder}")
+        return path
 
-    def _tag(self, posts: list[dict]) -> list[dict | Exception]:
-        """Results of posts; where one raises, the halves are tried apart, down to the post that is at fault."""
+    def _tag(self, posts: list[dict]) -> list[tuple[dict | None, Exception | None]]:
+        """Result and error of each post. Where a call fails, its halves are tried apart, down to the post that is at fault.
+
+        Of that one the text is tried alone: a broken image or a wrong box does not cost the entities of the text.
+        """
         if not posts:
             return []
         try:
-            return self.ner(posts, batch_size=len(posts))
+            return [(result, None) for result in self.ner(posts, batch_size=len(posts))]
         except torch.AcceleratorError:
-            raise  # the device is broken, not the post: the run ends, and goes on when the command is given again
+            raise  # the device is broken, not the post: the run ends, and goes on when the command is repeated
         except Exception as error:
-            if len(posts) == 1:
-                return [error]
-            half = len(posts) // 2
-            return self._tag(posts[:half]) + self._tag(posts[half:])
+            if len(posts) > 1:
+                half = len(posts) // 2
+                return self._tag(posts[:half]) + self._tag(posts[half:])
+            (post,) = posts
+            if post.keys() == {"text"}:
+                return [(None, error)]
+            ((result, _),) = self._tag([{"text": post["text"]}])
+            return [(result, error)]
 
 
 def _parse(row: dict) -> dict | Exception:
-    """A row's fields: those of its columns, or of its line of JSON."""
+    """The fields of a post: those of its columns, or of its line of JSON."""
     if "json" not in row:
         return row
     try:
         fields = json.loads(row["json"])
-        return fields | {"id": row["id"]}
+        if not isinstance(fields, dict):
+            raise TypeError(f"expected an object, got {type(fields).__name__}")
+        # A post without an id goes by its place; an id that is neither text nor a number is an error.
+        wrong_id = {} if fields.get("id") is None else {"json_id": fields["id"]}
+        return fields | {"id": row["id"]} | wrong_id
     except (ValueError, TypeError, RecursionError) as error:
-        return DataError(f"is no line of JSON with a post: {error}")
+        return DataError(f"expected a line of JSON with a post: {error}")
 
 
-def _give_back_memory():
-    """Hand freed memory back: batches of ever other shapes leave holes, by which glibc's heap would grow for hours."""
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+def _release_memory():
+    """Return freed memory to the system: batches of always other shapes leave holes, by which glibc's heap grows for hours."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # musl has none
         trim(0)
 
 
@@ -140,16 +192,24 @@ def _length(row: dict | Exception) -> int:
     return len(text) if isinstance(text, list | str) else 0
 
 
-def _row(result: dict | Exception) -> dict[str, Any]:
-    """A result as a row of the output."""
-    if isinstance(result, Exception):
-        kind = "" if isinstance(result, ValueError) else f"{type(result).__name__}: "
-        # The pipeline names a post by its place in the batch; here the row's id does.
-        reason = re.sub(r"^post 0(, |: )", "", str(result))
-        return {"entities": None, "relevance": None, "error": replace_surrogates(f"{kind}{reason}"[:500])}
-    entities = [entity | {"word": replace_surrogates(entity["word"]), "region": _writable(entity["region"])}
-                for entity in result["entities"]]  # fmt: skip
-    return {"entities": entities, "relevance": result["relevance"], "error": None}
+def _row(result: dict | None, errors: list[Exception | None]) -> dict[str, Any]:
+    """A post's result and errors as a row of the output."""
+    reasons = dict.fromkeys(_reason(error) for error in errors if error is not None)
+    row: dict[str, Any] = {"entities": None, "relevance": None, "error": "; ".join(reasons) or None}
+    if result is not None:
+        row["relevance"] = result["relevance"]
+        row["entities"] = [
+            entity | {"word": replace_surrogates(entity["word"]), "region": _writable(entity["region"])}
+            for entity in result["entities"]
+        ]
+    return row
+
+
+def _reason(error: Exception) -> str:
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    # The pipeline names a post by its place in the batch; here the row's id does.
+    reason = re.sub(r"^post 0(, |: )", "", str(error))
+    return replace_surrogates(f"{kind}{reason}"[:500])
 
 
 def _writable(region: dict | None) -> dict | None:

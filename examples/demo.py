@@ -1,73 +1,51 @@
-"""What the demo shows after training: held-out synthetic posts tagged by the saved model, as a stranger would load it."""
+"""The end of `make demo`: held-out synthetic posts, tagged by the trained model as any user would load it."""
 
 from __future__ import annotations
 
-import io
 import sys
 from pathlib import Path
 
-from PIL import Image
 from transformers import pipeline
 
-from mner_data.loading import dataset_labels
+from mner_data.loading import dataset_labels, row_to_post
 from mner_data.synthetic_posts import best_f1_without_evidence, synthetic_dataset
-from training.metric import MnerMetric
+from training.metric import pipeline_f1
 
-NUM_POSTS, HELD_OUT_SEED, SHOWN, DRAWN = 300, 77, 15, 12
-
-
-def post_of(row: dict, with_picture: bool = True) -> dict:
-    """A row as the pipeline takes it."""
-    if not with_picture or row["image"] is None:
-        return {"text": row["tokens"], "image": None}
-    image = Image.open(io.BytesIO(row["image"]["bytes"]))
-    regions = {name: row[name] for name in ("boxes", "box_labels", "box_scores")}
-    return {"text": row["tokens"], "image": image} | regions
+NUM_POSTS, HELD_OUT_SEED, NUM_PRINTED, NUM_DRAWN = 300, 77, 15, 12
 
 
-def f1(rows, tagged: list[list[dict]], names: list[str]) -> float:
-    """Micro F1 of the pipeline's entities against the rows' labels."""
-    gold, predicted = [], []
-    for row, entities in zip(rows, tagged, strict=True):
-        starts = {}
-        place = 0
-        for index, word in enumerate(row["tokens"]):
-            starts[place] = index
-            place += len(word) + 1
-        labels = ["O"] * len(row["tokens"])
-        for entity in entities:
-            first, count = starts[entity["start"]], len(entity["word"].split(" "))
-            labels[first : first + count] = [f"B-{entity['entity_group']}"] + [f"I-{entity['entity_group']}"] * (count - 1)
-        gold.append([names[label] for label in row["ner_tags"]])
-        predicted.append(labels)
-    return MnerMetric().compute(predictions=predicted, references=gold)["f1"]
+def print_entities(rows, results: list[list[dict]]):
+    """Print a table of the entities of the first posts."""
+    print(f"{'post':<58} {'entity':<14} {'type':<5} {'score':>5}  region")
+    for row, entities in list(zip(rows, results, strict=True))[:NUM_PRINTED]:
+        text = " ".join(row["tokens"])
+        text = text if len(text) < 57 else text[:54] + "…"
+        for entity in entities or [{}]:
+            region = entity.get("region")
+            place = f"{region['label']} at {', '.join(f'{side:.0f}' for side in region['box'].values())}" if region else "–"
+            score = f"{entity['score']:.2f}" if entity else ""
+            print(f"{text:<58} {entity.get('word', '–'):<14} {entity.get('entity_group', ''):<5} {score:>5}  {place}")
+            text = ""  # once per post
 
 
 def main(folder: str):
+    """Tag held-out posts with the model in this folder; print and draw some, and score all, with and without images."""
     rows = synthetic_dataset(NUM_POSTS, HELD_OUT_SEED)
     names = dataset_labels(rows)
     ner = pipeline("mner", model=folder, trust_remote_code=True)
-    posts = [post_of(row) for row in rows]
-    tagged = ner(posts, batch_size=16)
-    without = ner([post_of(row, with_picture=False) for row in rows], batch_size=16)
+    posts = [row_to_post(row) for row in rows]
+    results = ner(posts, batch_size=16)
+    text_results = ner([{"text": post["text"]} for post in posts], batch_size=16)
+    print_entities(rows, results)
 
-    print(f"{'post':<58} {'entity':<14} {'type':<5} {'score':>5}  region")
-    for row, entities in list(zip(rows, tagged, strict=True))[:SHOWN]:
-        text = " ".join(row["tokens"])
-        for place, entity in enumerate(entities or [{}]):
-            region = entity.get("region")
-            where = f"{region['label']} at {', '.join(f'{side:.0f}' for side in region['box'].values())}" if region else "–"
-            shown = (text if len(text) < 57 else text[:54] + "…") if place == 0 else ""
-            score = f"{entity['score']:.2f}" if entity else ""
-            print(f"{shown:<58} {entity.get('word', '–'):<14} {entity.get('entity_group', ''):<5} {score:>5}  {where}")
-
-    pictures = Path(folder).parent / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
-    for row, post, entities in list(zip(rows, posts, tagged, strict=True))[:DRAWN]:
-        ner.draw(post, entities).save(pictures / f"{row['id']}.png")
-    print(f"\nmarked pictures: {pictures}; the best that can be done without pictures: F1 {best_f1_without_evidence():.3f}")
-    with_pictures, by_text = f1(rows, tagged, names), f1(rows, without, names)
-    print(f"demo: F1 {with_pictures:.3f} on {NUM_POSTS} held-out posts, {by_text:.3f} without the pictures")
+    drawings = Path(folder).parent / "pictures"
+    drawings.mkdir(parents=True, exist_ok=True)
+    for row, post, entities in list(zip(rows, posts, results, strict=True))[:NUM_DRAWN]:
+        ner.draw(post, entities).save(drawings / f"{row['id']}.png")
+    print(f"\nimages with their entities: {drawings}")
+    print(f"best possible F1 without images: {best_f1_without_evidence():.3f}")
+    with_images, without_images = pipeline_f1(rows, results, names), pipeline_f1(rows, text_results, names)
+    print(f"demo: F1 {with_images:.3f} on {NUM_POSTS} held-out posts, {without_images:.3f} without the images")
 
 
 if __name__ == "__main__":

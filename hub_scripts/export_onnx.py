@@ -1,8 +1,8 @@
 """Export a trained model to ONNX: `python -m hub_scripts.export_onnx MODEL_DIR OUT [--int8]`.
 
 OUT loads as MODEL_DIR does (`pipeline("mner", model=OUT, trust_remote_code=True)`) and is run by onnxruntime on the CPU. Its
-`model.onnx` goes from sub-tokens, feature maps and regions to the emission scores, with every dimension free; `vision.onnx`
-makes the feature maps of pictures. The CRF is the model's own.
+`model.onnx` computes the emission scores from sub-tokens, feature maps and regions, for any size of each dimension; `vision.onnx`
+computes the feature maps of images. The CRF is not exported: the loaded model decodes with its own.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ from modeling_hamlearning.onnx_hamlearning import TAGGER_FILE, VISION_FILE
 from processors import HamLearningProcessor
 
 OPSET = 20
-# Numbers of a row that share a scale, and onnxruntime's name for products of 8-bit by 8-bit numbers.
-BLOCK, INT8 = 128, 4
+# How many numbers along a matrix row share one scale, and onnxruntime's code for 8-bit by 8-bit products.
+BLOCK_SIZE, INT8_ACCURACY_LEVEL = 128, 4
 OUTPUTS = ["logits", "relevance", "word_region_attention"]
-# A protobuf holds no more.
-MOST_BYTES = 2**31
+# A protobuf file holds no more.
+MAX_BYTES = 2**31
 
 
-class Tagger(nn.Module):
-    """`forward` of the model up to the emissions, with nothing in it that depends on the values of its inputs but one branch:
-    whether any post has an image.
+class TaggerGraph(nn.Module):
+    """The model from sub-tokens and feature maps to the emissions, as one graph.
+
+    A graph cannot depend on the values of its inputs. The one exception is a branch: whether any post has an image.
     """
 
     def __init__(self, model: HamLearningForTokenClassification):
@@ -59,11 +60,12 @@ class Tagger(nn.Module):
         region_label_ids: Tensor,
         region_mask: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        # A window of padding is encoded too, and read by nobody.
+        """Emissions (B, W, L), relevance (B, levels) and word-region attention (B, W, K); inputs as in the model's `forward`."""
+        # A window that is all padding is encoded too; no word position points into it.
         hidden = self.head.model.text_encoder(
             input_ids=input_ids.flatten(0, 1), attention_mask=attention_mask.flatten(0, 1)
         ).last_hidden_state
-        # One word, region and label token more than there are, all padding: the graph meets no dimension of 0.
+        # One word, region and label sub-token of padding is added, so that no dimension is 0 in the graph.
         word_positions, word_mask = (
             nn.functional.pad(word_positions, (0, 1), value=-1),
             nn.functional.pad(word_mask, (0, 1)),
@@ -74,35 +76,46 @@ class Tagger(nn.Module):
         pad = self.head.config.text_config.pad_token_id or 0
         region_label_ids = nn.functional.pad(region_label_ids, (0, 1, 0, 1), value=pad)
 
-        side = word_mask, vision_features, image_sizes, region_boxes, region_label_ids, region_mask
+        image_inputs = word_mask, vision_features, image_sizes, region_boxes, region_label_ids, region_mask
         if self.head.config.levels:
-            fused, relevance, attention = torch.cond(has_image.any(), self._seen, self._unseen, (words, *side))
+            fused, relevance, attention = torch.cond(
+                has_image.any(), self._with_image, self._without_image, (words, *image_inputs)
+            )
             words = torch.where(has_image[:, None, None], fused, words)
             relevance = relevance * has_image[:, None]
             attention = attention * has_image[:, None, None]
         else:
-            _, relevance, attention = self._unseen(words, *side)
+            _, relevance, attention = self._without_image(words, *image_inputs)
         return self.head.classifier(words)[:, :-1], relevance, attention[:, :-1, :-1]
 
-    def _seen(self, words: Tensor, word_mask: Tensor, *side: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        vision_features, image_sizes, region_boxes, region_label_ids, region_mask = side
+    def _with_image(self, words: Tensor, word_mask: Tensor, *image_inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        vision_features, image_sizes, region_boxes, region_label_ids, region_mask = image_inputs
+        # As if every post had an image: what comes out for one without is replaced in `forward`.
+        has_image = torch.ones(len(words), dtype=torch.bool, device=words.device)
         inputs = self.head.model.prepare_image_inputs(
-            slice(None), vision_features, False, image_sizes, region_boxes, region_label_ids, region_mask
+            has_image, vision_features, image_sizes, region_boxes, region_label_ids, region_mask
         )
         memories = self.head.model.image_branch.memories(**inputs)
-        return self.head.model.image_branch(words, word_mask, memories, False)[:3]
+        return self.head.model.image_branch(words, word_mask, memories)[:3]
 
-    def _unseen(self, words: Tensor, word_mask: Tensor, *side: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        posts, places = word_mask.shape
-        return words.clone(), words.new_zeros(posts, len(LEVELS)), words.new_zeros(posts, places, side[-1].shape[1])
+    def _without_image(self, words: Tensor, word_mask: Tensor, *image_inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        num_posts, num_words = word_mask.shape
+        return (
+            words.clone(),
+            words.new_zeros(num_posts, len(LEVELS)),
+            words.new_zeros(num_posts, num_words, image_inputs[-1].shape[1]),
+        )
 
 
-class Vision(nn.Module):
+class VisionGraph(nn.Module):
+    """The feature maps of images, as one graph."""
+
     def __init__(self, model: HamLearningForTokenClassification):
         super().__init__()
         self.head = model
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """Feature maps (B, C, H, W) of pixel values (B, 3, height, width)."""
         return self.head.get_image_features(pixel_values)
 
 
@@ -114,7 +127,7 @@ def export(model_dir: str | Path, folder: str | Path):
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty")
+        raise ValueError(f"{folder} is not empty: expected an empty or a new folder")
     processor = HamLearningProcessor.from_pretrained(model_dir, trust_remote_code=True)
     model = HamLearningForTokenClassification.from_pretrained(model_dir, dtype=torch.float32).eval()
     settings = {name: value for name, value in model.config.to_dict().items() if name not in ("model_type", "auto_map")}
@@ -128,16 +141,17 @@ def export(model_dir: str | Path, folder: str | Path):
     if model.config.levels:
         size = processor.image_processor.size
         pixel_values = torch.zeros(2, 3, size["height"], size["width"])
-        _write(Vision(model), {"pixel_values": (pixel_values, (0,))}, folder / VISION_FILE, ["vision_features"])
+        _write(VisionGraph(model), {"pixel_values": (pixel_values, (0,))}, folder / VISION_FILE, ["vision_features"])
         channels = model.model.vision_encoder.channels[-1]
-        # Weights that the other graph does not read would be written to it all the same.
+        # Otherwise the exporter would write these weights to the other graph as well, which does not use them.
         del model.model.vision_encoder
-    _write(Tagger(model), _example(channels), folder / TAGGER_FILE, OUTPUTS)
+    _write(TaggerGraph(model), _example(channels), folder / TAGGER_FILE, OUTPUTS)
 
 
 def quantize(folder: str | Path):
-    """8-bit weights for the matrix products of both encoders, whose inputs are rounded as they come. Convolutions stay, and so
-    does the image side.
+    """Give the matrix products of both encoders 8-bit weights; their inputs are rounded at run time.
+
+    Convolutions and the image branch stay as they are.
     """
     for path in Path(folder).glob("*.onnx"):
         with tempfile.TemporaryDirectory() as scratch:
@@ -146,12 +160,17 @@ def quantize(folder: str | Path):
             graph = onnx.load(prepared)
             shapes = {weights.name: weights.dims for weights in graph.graph.initializer}
             products = [node for node in graph.graph.node if node.op_type == "MatMul" and node.input[1] in shapes]
-            # What goes into a product that narrows has passed an activation and has a long tail: one range for the whole batch
-            # is too coarse for it, so that it is rounded in blocks. The others are faster without.
+            # The inputs of a narrowing product come out of an activation and have a few large values: one range for the
+            # whole batch is too coarse for them, so they are rounded in blocks. The other products are faster without blocks.
             wide = [node.name for node in products if shapes[node.input[1]][0] <= shapes[node.input[1]][1]]
             if len(wide) < len(products):
                 in_blocks = MatMulNBitsQuantizer(
-                    graph, bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=INT8, nodes_to_exclude=wide
+                    graph,
+                    bits=8,
+                    block_size=BLOCK_SIZE,
+                    is_symmetric=True,
+                    accuracy_level=INT8_ACCURACY_LEVEL,
+                    nodes_to_exclude=wide,
                 )
                 in_blocks.process()
                 in_blocks.model.save_model_to_file(str(prepared), False)
@@ -159,27 +178,26 @@ def quantize(folder: str | Path):
 
 
 def _example(channels: int) -> dict[str, tuple[Tensor, tuple[int, ...]]]:
-    """A small batch and the free dimensions of each of its tensors: none of the free ones is 0 or 1, which are kept as such."""
+    """A small batch, and the free dimensions of each tensor. No free dimension is 0 or 1: the exporter would fix those."""
     posts, windows, length, words, regions, tokens, rows, columns = 3, 2, 8, 5, 4, 2, 6, 7
-    whole = torch.long
     return {
-        "input_ids": (torch.ones(posts, windows, length, dtype=whole), (0, 1, 2)),
-        "attention_mask": (torch.ones(posts, windows, length, dtype=whole), (0, 1, 2)),
-        "word_positions": (torch.ones(posts, words, dtype=whole), (0, 1)),
+        "input_ids": (torch.ones(posts, windows, length, dtype=torch.long), (0, 1, 2)),
+        "attention_mask": (torch.ones(posts, windows, length, dtype=torch.long), (0, 1, 2)),
+        "word_positions": (torch.ones(posts, words, dtype=torch.long), (0, 1)),
         "word_mask": (torch.ones(posts, words, dtype=torch.bool), (0, 1)),
         "has_image": (torch.ones(posts, dtype=torch.bool), (0,)),
         "vision_features": (torch.randn(posts, channels, rows, columns), (0, 2, 3)),
         "image_sizes": (torch.ones(posts, 2), (0,)),
         "region_boxes": (torch.rand(posts, regions, 4), (0, 1)),
-        "region_label_ids": (torch.ones(posts, regions, tokens, dtype=whole), (0, 1, 2)),
+        "region_label_ids": (torch.ones(posts, regions, tokens, dtype=torch.long), (0, 1, 2)),
         "region_mask": (torch.ones(posts, regions, dtype=torch.bool), (0, 1)),
     }
 
 
 def _write(part: nn.Module, example: dict[str, tuple[Tensor, tuple[int, ...]]], path: Path, outputs: list[str]):
     size = sum(tensor.numel() * tensor.element_size() for tensor in part.state_dict().values())
-    if size > MOST_BYTES:
-        raise ValueError(f"{path.name}: {size / 2**30:.1f} GiB of weights; an ONNX file holds 2")
+    if size > MAX_BYTES:
+        raise ValueError(f"{path.name}: expected at most 2 GiB of weights, as an ONNX file holds, got {size / 2**30:.1f}")
     with torch.no_grad():
         program = torch.onnx.export(
             part.eval(),
@@ -191,13 +209,14 @@ def _write(part: nn.Module, example: dict[str, tuple[Tensor, tuple[int, ...]]], 
             dynamo=True,
             verbose=False,
         )
-    # Every node comes with a stack trace: megabytes, and paths of this machine.
+    # The exporter gives every node a stack trace: megabytes, with paths of this machine.
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()
     program.save(str(path), external_data=False)
 
 
 def main(arguments: list[str] | None = None):
+    """Export a model as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model_dir", help="output folder of train.py")
     parser.add_argument("out", help="an empty or a new folder")
@@ -209,9 +228,14 @@ def main(arguments: list[str] | None = None):
     print(f"written: {options.out}")
 
 
-if __name__ == "__main__":
+def cli():
+    """Entry point of the command line: one line for each error that the user can mend."""
     logging.set_verbosity_error()
     try:
         main()
     except ValueError as error:
         sys.exit(f"export_onnx: {error}")
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,44 +1,48 @@
-"""From the field's raw form to a data set for the Hub.
+"""From label files and images to a data set for the Hub.
 
 `python -m hub_scripts.prepare_dataset --text posts.txt --images DIR --output DIR [--regions grid] [--push user/repo]`
-reads CoNLL files (one, or a folder with one a split) or JSONL, embeds the images, adds regions and writes parquet with a
-card. Killed, it goes on where it was: a finished shard is not made again.
+reads CoNLL or JSONL (one file, or a folder with one file per split), stores the images in the rows, adds regions and writes
+parquet files with a card. An interrupted run continues with the same command: finished shards are kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from string import Template
 
 import yaml
 from datasets import Dataset, Features, Image
-from huggingface_hub import HfApi
+from huggingface_hub import DatasetCardData, HfApi
+from seqeval.metrics.sequence_labeling import get_entities
 from tqdm.auto import tqdm
 
-from mner_data.files import UNFINISHED, atomic_write
-from mner_data.images import open_image
+from mner_data.files import OutputError, atomic_write, markdown_table, reserve_output_dir
+from mner_data.images import ImageFinder, default_image_dir
 from mner_data.loading import row_features
-from mner_data.readers import DataError, bio_labels, read_regions, read_splits, sha256
-from processors.region_extraction import build_region_extractor, keep_best, no_regions
-from training.metric import MnerMetric
+from mner_data.readers import REGION_FIELDS, DataError, bio_labels, read_regions, read_splits, sha256
+from processors.region_extraction import build_region_extractor, complete_region_config, keep_best, no_regions
 
-ROWS_A_SHARD = 256
+ROWS_PER_SHARD = 256
+# Readers of data folders skip names with an underscore.
+SETTINGS_FILE, MISSING_FOLDER = "_prepare.json", "_missing"
 CARD = Template("""---
 $metadata
 ---
 
 # $name
 
-PostSource with named entities and, where there is one, the picture posted with them. A row holds `id`, `tokens`, `ner_tags`,
-`image` and the picture's regions as `boxes` (x1, y1, x2, y2 in [0, 1]), `box_labels`, `box_scores`.
+Posts with named entities and, where a post has one, its image. A row holds `id`, `tokens`, `ner_tags`, `image` and the
+regions of the image as `boxes` (x1, y1, x2, y2 in [0, 1]), `box_labels`, `box_scores`.
 
 $counts
 
-Entities are counted as default seqeval does: an orphan `I-` tag, one that follows no entity of its type, is one too.
+Entities are counted as seqeval does by default: an orphan `I-` tag, which continues no entity of its type, begins one.
 
 ## Label files
 
@@ -48,53 +52,71 @@ $files
 
 $regions
 
-## PostSource without a readable image
+## Posts without a readable image
 
 $missing
 """)
 
 
 def main(arguments: list[str] | None = None) -> Path:
+    """Prepare a data set; returns its folder.
+
+    Raises:
+        DataError: the label files, images or regions cannot be read.
+        OutputError: the output folder holds something else.
+    """
     options = _parse(arguments)
     output = Path(options.output)
-    posts, files = read_splits(options.text)
-    names = bio_labels(label for of_split in posts.values() for post in of_split for label in post["labels"])
+    posts, files = read_splits(options.text, options.label_scheme)
+    names = bio_labels(label for split_posts in posts.values() for post in split_posts for label in post["labels"])
+    label_dir = next(iter(files.values())).parent
+    image_dir = options.images or default_image_dir(label_dir)
     settings = {
         "label_files": {split: sha256(path) for split, path in files.items()},
-        "images": options.images and str(Path(options.images).resolve()),
+        "label_scheme": options.label_scheme,
+        "images": image_dir and str(Path(image_dir).resolve()),
         "regions": options.regions,
     }
     if (options.regions or "").endswith(".jsonl") and Path(options.regions).is_file():
-        # The same name with other regions in it is another data set.
+        # A file of the same name with other regions makes another data set.
         settings["regions_file"] = sha256(options.regions)
-    _claim(output, settings)
-    extract = _extractor(options.regions)
-    missing: dict[str, list[str]] = {}
-    for split, of_split in posts.items():
-        missing[split] = prepare_split(split, of_split, names, options.images, extract, output / "data")
-    write_card(output, posts, files, names, settings, missing)
-    if options.push:
-        api = HfApi()
-        api.create_repo(options.push, repo_type="dataset", exist_ok=True)
-        api.upload_folder(
-            repo_id=options.push,
-            repo_type="dataset",
-            folder_path=output,
-            allow_patterns=["README.md", "data/*.parquet"],
-        )
-        print(f"pushed: {options.push}")
+    with reserve_output_dir(output, settings, settings_file=SETTINGS_FILE, overwrite=options.overwrite, clear=_clear):
+        for split, path in files.items():
+            print(f"{split}: {len(posts[split]):,} posts of {path}")
+        print(f"images: {image_dir or f'only those that {label_dir} names'}")
+        extract = _region_extractor(options.regions)
+        images = ImageFinder(image_dir, label_dir)
+        missing = {
+            split: prepare_split(split, split_posts, names, images, extract, output / "data")
+            for split, split_posts in posts.items()
+        }
+        write_card(output, posts, files, names, settings, missing)
+        for split, notes in missing.items():
+            print(f"{split}: {len(notes):,} of {len(posts[split]):,} posts have no readable image")
+        if options.push:
+            api = HfApi()
+            api.create_repo(options.push, repo_type="dataset", exist_ok=True)
+            api.upload_folder(
+                repo_id=options.push,
+                repo_type="dataset",
+                folder_path=output,
+                allow_patterns=["README.md", "data/*.parquet"],
+            )
+            print(f"pushed: {options.push}")
     print(f"prepared: {output}")
     return output
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", required=True, help="CoNLL or JSONL file, or a folder with train, valid (dev), test")
-    parser.add_argument("--images", help="folder with the posts' images, named by their IMGID")
+    parser.add_argument("--text", required=True, help="CoNLL or JSONL file, or a folder with train, valid (or dev) and test")
+    parser.add_argument("--images", help="folder of the images, named by IMGID; by default `images` beside the label files")
+    parser.add_argument("--label_scheme", help="scheme of the labels, such as BIOES; by default it is recognised")
     parser.add_argument("--output", required=True, help="folder of the data set")
     parser.add_argument(
         "--regions", help="grid, a region_config as YAML, e.g. '{name: object-detection, model: …}', or a JSONL file"
     )
+    parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run wrote to --output")
     parser.add_argument("--push", help="user/repo on the Hub")
     options = parser.parse_args(arguments)
     if options.images and not Path(options.images).is_dir():
@@ -102,120 +124,120 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _claim(output: Path, settings: dict):
-    """Take an empty folder, or go on in one of the same data and settings."""
-    output.mkdir(parents=True, exist_ok=True)
-    mark = output / "prepare.json"
-    if mark.is_file():
-        if json.loads(mark.read_text()) != settings:
-            raise DataError(f"{output} holds a data set of other files or settings: choose another --output or remove it")
-    elif any(path.suffix != UNFINISHED for path in output.iterdir()):
-        raise DataError(f"{output} is not empty: choose another --output")
-    else:
-        with atomic_write(mark) as path:
-            path.write_text(json.dumps(settings, indent=1))
+def _clear(output: Path):
+    """Remove what an earlier run wrote."""
+    (output / "README.md").unlink(missing_ok=True)
+    for folder in (output / MISSING_FOLDER, output / "data"):
+        if folder.is_dir():
+            shutil.rmtree(folder)
 
 
-def _extractor(regions: str | None):
-    """A function of pictures and ids to their regions."""
+def _region_extractor(regions: str | None) -> Callable[[list, list[str]], list[dict]]:
+    """A function from images and post ids to the regions of each image."""
     if regions is None:
         return lambda images, ids: [no_regions() for _ in images]
     if regions.endswith(".jsonl"):
-        given = read_regions(Path(regions))
-        return lambda images, ids: [given.get(name, no_regions()) for name in ids]
-    config = yaml.safe_load(regions)
-    config = {"name": config} if isinstance(config, str) else dict(config)
-    most = config.pop("max_regions", 16)
+        regions_by_id = read_regions(Path(regions))
+        return lambda images, ids: [regions_by_id.get(post_id, no_regions()) for post_id in ids]
+    config = complete_region_config(yaml.safe_load(regions))
+    max_regions = config.pop("max_regions")
     extractor = build_region_extractor(**config)
-    return lambda images, ids: [keep_best(found, most) for found in extractor(images)]
+    return lambda images, ids: [keep_best(image_regions, max_regions) for image_regions in extractor(images)]
 
 
-def prepare_split(split: str, posts: list[dict], names: list[str], images: str | None, extract, folder: Path) -> list[str]:
-    """Write the split's shards; returns the posts without a readable image, with the reason."""
+def prepare_split(
+    split: str, posts: list[dict], names: list[str], images: ImageFinder, extract: Callable[..., list[dict]], folder: Path
+) -> list[str]:
+    """Write the shards of a split; returns the posts without a readable image, with the reason."""
     folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(posts), ROWS_A_SHARD)
+    (folder.parent / MISSING_FOLDER).mkdir(exist_ok=True)
+    starts = range(0, len(posts), ROWS_PER_SHARD)
     features = Features(row_features(names, with_regions=True) | {"image": Image()})
     missing = []
-    for shard, start in enumerate(tqdm(starts, desc=f"{split}: shards of {ROWS_A_SHARD} posts")):
+    for shard, start in enumerate(tqdm(starts, desc=f"{split}: shards of {ROWS_PER_SHARD} posts")):
         path = folder / f"{split}-{shard:05d}-of-{len(starts):05d}.parquet"
-        notes = folder.parent / ".missing" / f"{path.stem}.json"
+        notes = folder.parent / MISSING_FOLDER / f"{path.stem}.json"
+        # The notes are written first: a shard that is there has its notes.
         if not (path.is_file() and notes.is_file()):
-            rows, without = _rows(posts[start : start + ROWS_A_SHARD], images, extract)
-            notes.parent.mkdir(exist_ok=True)
-            notes.write_text(json.dumps(without))
+            columns, shard_missing = _columns(posts[start : start + ROWS_PER_SHARD], images, extract)
+            with atomic_write(notes) as unfinished:
+                unfinished.write_text(json.dumps(shard_missing), encoding="utf-8")
             with atomic_write(path) as unfinished:
-                Dataset.from_dict(rows, features=features).to_parquet(str(unfinished))
-        missing += json.loads(notes.read_text())
+                Dataset.from_dict(columns, features=features).to_parquet(str(unfinished))
+        missing += json.loads(notes.read_text(encoding="utf-8"))
     return missing
 
 
-def _rows(posts: list[dict], images: str | None, extract) -> tuple[dict[str, list], list[str]]:
-    missing, pictures, files = [], [], []
-    for post in posts:
-        path, picture, problem = open_image(Path(images) if images else None, post)
-        if images and problem:
+def _columns(posts: list[dict], images: ImageFinder, extract: Callable[..., list[dict]]) -> tuple[dict[str, list], list[str]]:
+    """The columns of a shard, and its posts without a readable image."""
+    missing, opened, stored = [], {}, []
+    for index, post in enumerate(posts):
+        path, image, problem = images.open(post)
+        if problem:
             missing.append(f"{post['id']} ({problem})")
-        pictures.append(picture)
-        files.append(None if problem else {"bytes": path.read_bytes(), "path": path.name})
-    present = [place for place, picture in enumerate(pictures) if picture is not None]
-    found = extract([pictures[place] for place in present], [posts[place]["id"] for place in present])
-    regions = dict(zip(present, found, strict=True))
-    rows: dict[str, list] = {
+        else:
+            opened[index] = image
+        stored.append(None if problem else {"bytes": path.read_bytes(), "path": path.name})
+    regions = dict(zip(opened, extract(list(opened.values()), [posts[index]["id"] for index in opened]), strict=True))
+    columns: dict[str, list] = {
         "id": [post["id"] for post in posts],
         "tokens": [post["tokens"] for post in posts],
         "ner_tags": [post["labels"] for post in posts],
-        "image": files,
+        "image": stored,
     }
-    for name in ("boxes", "box_labels", "box_scores"):
-        rows[name] = [regions.get(place, no_regions())[name] for place in range(len(posts))]
-    return rows, missing
+    for name in REGION_FIELDS:
+        columns[name] = [regions.get(index, no_regions())[name] for index in range(len(posts))]
+    return columns, missing
 
 
 def write_card(output: Path, posts: dict, files: dict, names: list[str], settings: dict, missing: dict[str, list[str]]):
-    """The data set's card: counts by split and type, hashes, orphan tags, missing images."""
-    kinds = sorted({name[2:] for name in names if name != "O"})
-    lines = ["| split | posts | words | entities | " + " | ".join(kinds) + " | orphan I- tags |"]
-    lines.append("|---" * (len(kinds) + 5) + "|")
-    for split, of_split in posts.items():
-        labels = [post["labels"] for post in of_split]
-        scores = MnerMetric().compute(predictions=labels, references=labels)
-        per_type = [scores["per_type"].get(kind, {"gold_total": 0})["gold_total"] for kind in kinds]
-        counts = [len(of_split), sum(map(len, labels)), scores["gold_total"], *per_type, count_orphans(labels)]
-        lines.append(f"| {split} | " + " | ".join(f"{count:,}" for count in counts) + " |")
-    metadata = {
-        "task_categories": ["token-classification"],
-        "tags": ["multimodal-named-entity-recognition", "mner"],
-        "configs": [
+    """Write the card of the data set: counts by split and type, hashes, orphan tags, missing images."""
+    types = sorted({name[2:] for name in names if name != "O"})
+    counts = []
+    for split, split_posts in posts.items():
+        labels = [post["labels"] for post in split_posts]
+        by_type = Counter(entity_type for entity_type, _, _ in get_entities(labels))
+        per_type = [by_type[entity_type] for entity_type in types]
+        counts.append([split, len(labels), sum(map(len, labels)), by_type.total(), *per_type, count_orphans(labels)])
+    metadata = DatasetCardData(
+        task_categories=["token-classification"],
+        tags=["multimodal-named-entity-recognition", "mner"],
+        configs=[
             {
                 "config_name": "default",
                 "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in posts],
             }
         ],
-    }
-    listed = [f"- {split}: {len(ids)}: {', '.join(ids)}" for split, ids in missing.items() if ids]
-    regions = Path(settings["regions"]).name if settings["regions"] else "none were prepared"
-    card = CARD.substitute(
-        metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip(),
-        name=output.name,
-        counts="\n".join(lines),
-        files="\n".join(f"- {split}: `{path.name}`, sha256 `{sha256(path)}`" for split, path in files.items()),
-        regions=f"Extractor: {regions}.",
-        missing="\n".join(listed) or ("None." if settings["images"] else "No image folder was given."),
     )
-    (output / "README.md").write_text(card, encoding="utf-8")
+    without_image = [f"- {split}: {len(notes)}: {', '.join(notes)}" for split, notes in missing.items() if notes]
+    card = CARD.substitute(
+        metadata=metadata.to_yaml().strip(),
+        name=output.name,
+        counts=markdown_table(["split", "posts", "words", "entities", *types, "orphan I- tags"], counts),
+        files="\n".join(f"- {split}: `{path.name}`, SHA-256 `{sha256(path)}`" for split, path in files.items()),
+        regions=f"Extractor: {Path(settings['regions']).name}." if settings["regions"] else "None were prepared.",
+        missing="\n".join(without_image) or "None.",
+    )
+    with atomic_write(output / "README.md") as unfinished:
+        unfinished.write_text(card, encoding="utf-8")
 
 
 def count_orphans(labels: list[list[str]]) -> int:
-    """I-X tags that follow neither B-X nor I-X."""
-    counts: Counter[bool] = Counter()
-    for of_post in labels:
-        for before, label in zip(["O", *of_post], of_post, strict=False):
-            counts[label.startswith("I-") and before[2:] != label[2:]] += 1
-    return counts[True]
+    """Number of I-TYPE labels that follow neither B-TYPE nor I-TYPE."""
+    return sum(
+        label.startswith("I-") and before[2:] != label[2:]
+        for post_labels in labels
+        for before, label in zip(["O", *post_labels], post_labels, strict=False)
+    )
+
+
+def cli():
+    """Entry point of the command line: one line for each error that the user can mend."""
+    try:
+        main()
+    except (DataError, OutputError) as error:
+        sys.exit(f"prepare_dataset: {error}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DataError as error:
-        sys.exit(f"prepare_dataset: {error}")
+    cli()

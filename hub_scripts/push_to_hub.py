@@ -1,6 +1,7 @@
 """Put a trained model on the Hub: model, processor, code and card, with reference outputs to verify it by.
 
-`python -m hub_scripts.push_to_hub MODEL_DIR user/repo [--private] [--dry-run DIR]`; a dry run writes the exact repo to DIR.
+`python -m hub_scripts.push_to_hub MODEL_DIR user/repo [--private] [--dry-run DIR]`; a dry run writes the exact repo to DIR and
+pushes nothing.
 """
 
 from __future__ import annotations
@@ -22,22 +23,25 @@ from modeling_hamlearning import HamLearningForTokenClassification
 from processors import HamLearningProcessor
 
 REFERENCE = "reference.json"
-CARRIED = ("README.md", "curves.png")
+NEEDED = ("config.json", "processor_config.json", "README.md")
+# The files that are copied as they are. All others are written anew from the loaded model and processor.
+COPIED = ("README.md", "curves.png")
+COMMIT_MESSAGE = "HamLearning model"
 
 
-def reference_picture() -> Image.Image:
-    """The picture of the reference posts: made, so that nobody's photo goes into a repo."""
+def reference_image() -> Image.Image:
+    """The image of the reference posts: a gradient, so that nobody's photo goes into a repo."""
     return Image.linear_gradient("L").resize((240, 160)).convert("RGB")
 
 
 def reference_posts() -> list[dict]:
-    """Three posts that touch every path: a picture with the extractor's regions, one with given regions, none."""
-    picture = reference_picture()
+    """Three posts: an image with the extractor's regions, an image with regions beside it, and no image."""
+    image = reference_image()
     return [
-        {"text": "Jordan is back at the court in New York tonight", "image": picture},
+        {"text": "Jordan is back at the court in New York tonight", "image": image},
         {
             "text": "so happy to see Paris again",
-            "image": picture,
+            "image": image,
             "boxes": [[0.1, 0.1, 0.4, 0.9], [0.5, 0.2, 0.9, 0.8]],
             "box_labels": ["person", "building"],
             "box_scores": [0.9, 0.8],
@@ -47,22 +51,24 @@ def reference_posts() -> list[dict]:
 
 
 def build_repo(model_dir: str | Path, folder: str | Path, repo_id: str):
-    """Write the whole repo of a trained model to an empty folder.
+    """Write the repo of a trained model to an empty folder: what a model repo needs, and nothing else of the model's folder.
 
     Raises:
-        ValueError: something the repo needs is not in the model's folder.
+        ValueError: something that the repo needs is not in the model's folder, or `folder` is not empty.
     """
     model_dir, folder = Path(model_dir), Path(folder)
-    for name in ("config.json", "model.safetensors", "processor_config.json", "README.md"):
-        if not (model_dir / name).is_file() and not (name.startswith("model.") and any(model_dir.glob("model-*"))):
-            raise ValueError(f"{model_dir} has no {name}: give the output folder of train.py")
+    missing = [name for name in NEEDED if not (model_dir / name).is_file()]
+    if not any(model_dir.glob("model*.safetensors")):
+        missing.append("model.safetensors")
+    if missing:
+        raise ValueError(f"{model_dir} has no {', '.join(missing)}: expected the output folder of train.py")
     if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty")
+        raise ValueError(f"{folder} is not empty: expected an empty or a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    # The folder is one's own training run, so its code may run.
+    # The folder is the user's own training run, so its code may run.
     HamLearningForTokenClassification.from_pretrained(model_dir).save_pretrained(folder)
     HamLearningProcessor.from_pretrained(model_dir, trust_remote_code=True).save_pretrained(folder)
-    for name in CARRIED:
+    for name in COPIED:
         if (model_dir / name).is_file():
             shutil.copyfile(model_dir / name, folder / name)
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -73,30 +79,69 @@ def build_repo(model_dir: str | Path, folder: str | Path, repo_id: str):
     (folder / REFERENCE).write_text(json.dumps(ner(reference_posts()), indent=1), encoding="utf-8")
 
 
+def push_model(
+    model_dir: str | Path,
+    repo_id: str,
+    private: bool = False,
+    revision: str | None = None,
+    commit_message: str = COMMIT_MESSAGE,
+    token: str | None = None,
+) -> str:
+    """Put a trained model on the Hub in one commit: the repo that `build_repo` writes.
+
+    Args:
+        model_dir: output folder of train.py; nothing but the model, its processor and its card is taken from it.
+        repo_id: `user/repo`; made if it does not exist.
+        private: whether a new repo is private.
+        revision: the branch to push to, made if it does not exist; `None` for main.
+        commit_message: first line of the commit's message.
+        token: of the Hub; `None` for the one that `hf auth login` or `HF_TOKEN` set.
+
+    Returns:
+        The commit's URL.
+
+    Raises:
+        ValueError: something that the repo needs is not in `model_dir`.
+        HfHubHTTPError: the Hub refused or failed; nothing is half pushed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        build_repo(model_dir, folder, repo_id)
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message or COMMIT_MESSAGE
+        )
+    return commit.commit_url
+
+
 def main(arguments: list[str] | None = None):
+    """Push a model, or write its repo to a folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model_dir", help="output folder of train.py")
     parser.add_argument("repo", help="user/repo on the Hub")
     parser.add_argument("--private", action="store_true", help="make a private repo")
+    parser.add_argument("--revision", help="push to this branch, which is made if it does not exist")
     parser.add_argument("--dry-run", metavar="DIR", help="write the repo to DIR and push nothing")
     options = parser.parse_args(arguments)
     if options.dry_run:
         build_repo(options.model_dir, options.dry_run, options.repo)
         print(f"written, not pushed: {options.dry_run}")
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        build_repo(options.model_dir, folder, options.repo)
-        api = HfApi()
-        api.create_repo(options.repo, private=options.private, exist_ok=True)
-        commit = api.upload_folder(repo_id=options.repo, folder_path=folder, commit_message="HamLearning model")
-    print(f"pushed: {commit.commit_url}")
+    else:
+        print(f"pushed: {push_model(options.model_dir, options.repo, options.private, options.revision)}")
 
 
-if __name__ == "__main__":
+def cli():
+    """Entry point of the command line: one line for each error that the user can mend."""
     logging.set_verbosity_error()
     try:
         main()
     except ValueError as error:
         sys.exit(f"push_to_hub: {error}")
-    except HfHubHTTPError as error:
+    except (HfHubHTTPError, ConnectionError) as error:
         sys.exit(f"push_to_hub: the Hub did not take it; run the same command again, nothing is lost: {error}")
+
+
+if __name__ == "__main__":
+    cli()

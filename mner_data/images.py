@@ -1,45 +1,250 @@
-"""The image of a post, found in a folder by the post's id or by the name that its file gives."""
+"""The image of a post, found in a folder by the post's id or by the file name that the post gives."""
 
 from __future__ import annotations
 
+import os
+import re
+import unicodedata
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import PIL.Image
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from processors import ImageError, load_image
 
-from .readers import DataError
+from .readers import IMAGE_SUFFIXES, DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", "")
+FOLDER_NAMES = ("images", "image", "imgs", "img", "pictures", "photos")
+_MAX_NAME_BYTES = 255
 
 
-def find_image(image_dir: Path, name: str) -> Path | None:
-    """The image of a post, which may not lie outside its folder.
+class _Listing(NamedTuple):
+    """What a folder holds, by the key under which it is looked up: (the name that is compared, the entry's full name)."""
+
+    folders: dict[str, list[tuple[str, str]]]
+    files: dict[str, list[tuple[str, str]]]
+    # Image files without their suffixes.
+    stems: dict[str, list[tuple[str, str]]]
+    links: set[str]
+
+
+class ImageFolder:
+    """The images of a folder, found by name without regard to case, to the suffix or to the Unicode form (NFC, NFD).
+
+    Every folder is listed once, when a name in it is looked up first: files that are added later are not found. A name may
+    lead to a sub-folder, but not out of the folder. The folder itself may be a link. A link in it may lead to a file
+    within the folder or to the Hub's cache, whose snapshots are made of links.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        root = self.folder.resolve()
+        self.roots = [root]
+        # In the Hub's cache `<repo>/snapshots/<commit>/a.jpg` is a link to `<repo>/blobs/<hash>`.
+        self.roots += [parent.parent / "blobs" for parent in root.parents if parent.name == "snapshots"]
+        self.hub_cache = Path(HF_HUB_CACHE).resolve()
+        self._listings: dict[Path, _Listing] = {}
+
+    def find(self, name: str) -> Path | None:
+        """The image with this name, or `None`.
+
+        An exact match comes first, then one that differs by case, Unicode form or suffix alone, by the order of
+        `IMAGE_SUFFIXES`. The name may have a suffix or not; it may be a path within the folder, also an absolute one.
+
+        Raises:
+            DataError: the name leads out of the folder, cannot be a file name, or files fit it equally well.
+        """
+        *folders, file_name = self._parts(name)
+        folder = self.folder
+        for part in folders:
+            if (match := _best_match(part, self._listing(folder).folders, folder)) is None:
+                return None
+            folder = folder / match
+            self._check_link(name, folder)
+        listing = self._listing(folder)
+        stem, suffix = os.path.splitext(file_name)
+        match = _best_match(file_name, listing.files, folder) or _best_match(file_name, listing.stems, folder)
+        if match is None and suffix.lower() in IMAGE_SUFFIXES:
+            match = _best_match(stem, listing.stems, folder)
+        if match is None:
+            return None
+        path = folder / match
+        if match in listing.links:
+            self._check_link(name, path)
+        return path if path.is_file() else None
+
+    def _parts(self, name: str) -> list[str]:
+        """A name as the names of folders and a file."""
+        if os.path.isabs(name):
+            for root in (str(self.folder.absolute()), str(self.roots[0])):
+                if name.startswith(root + os.sep):
+                    name = name[len(root) + 1 :]
+                    break
+            else:
+                raise DataError(f"image {name!r:.80} leads out of the image folder {self.folder}: it is an absolute path")
+        parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".")]
+        if ".." in parts:
+            raise DataError(f"image {name!r:.80} leads out of the image folder {self.folder}")
+        if not parts or "\0" in name or any(len(part.encode("utf-8", "replace")) > _MAX_NAME_BYTES for part in parts):
+            raise DataError(f"image {name!r:.80} cannot be the name of an image")
+        return parts
+
+    def _listing(self, folder: Path) -> _Listing:
+        if folder in self._listings:
+            return self._listings[folder]
+        listing = _Listing({}, {}, {}, set())
+        try:
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            raise DataError(f"the image folder {folder} cannot be listed: {error.strerror}") from error
+        for entry in entries:
+            if is_link := entry.is_symlink():
+                listing.links.add(entry.name)
+            if os.path.isdir(entry.path) if is_link else entry.is_dir():
+                listing.folders.setdefault(_key(entry.name), []).append((entry.name, entry.name))
+                continue
+            listing.files.setdefault(_key(entry.name), []).append((entry.name, entry.name))
+            stem, suffix = os.path.splitext(entry.name)
+            if suffix.lower() in IMAGE_SUFFIXES:
+                listing.stems.setdefault(_key(stem), []).append((stem, entry.name))
+        self._listings[folder] = listing
+        return listing
+
+    def _check_link(self, name: str, path: Path):
+        """Raises `DataError` if the path leads out of the folder."""
+        try:
+            target = path.resolve()
+        except (OSError, RuntimeError) as error:  # a link to itself
+            raise DataError(f"image {name!r:.80} cannot be the name of an image: {error!s:.80}") from error
+        inside = any(target.is_relative_to(root) for root in self.roots)
+        in_cache = target.is_relative_to(self.hub_cache) and "blobs" in target.relative_to(self.hub_cache).parts
+        if not inside and not in_cache:
+            raise DataError(
+                f"image {name!r:.80} leads out of the image folder {self.folder}: {path.name} is a link to {target}; "
+                "copy the file into the folder, or name the folder that the links lead to"
+            )
+
+
+class ImageFinder:
+    """The images of posts in one or more folders. A post without an image says why.
+
+    Args:
+        image_dir: folder of the images, which are found by the post's `image` or, if it has none, by its `id`.
+        label_dir: folder of the label file. A post's `image` may be a path relative to it, such as `images/a.jpg`.
+    """
+
+    def __init__(self, image_dir: str | Path | None, label_dir: str | Path | None = None):
+        self.images = ImageFolder(image_dir) if image_dir else None
+        self.beside_labels = ImageFolder(label_dir) if label_dir else None
+
+    def find(self, post: dict[str, Any]) -> Path | None:
+        """The file of a post's image, or `None`.
+
+        Raises:
+            DataError: the name leads out of the folders.
+        """
+        name = post.get("image")
+        if name is None:
+            return self.images.find(post["id"]) if self.images else None
+        if _is_url(name):
+            return None
+        folders = [folder for folder in (self.images, self.beside_labels) if folder]
+        errors = []
+        for folder in folders:
+            try:
+                if path := folder.find(name):
+                    return path
+            except DataError as error:
+                errors.append(error)
+        if errors and len(errors) == len(folders):
+            raise errors[0]
+        return None
+
+    def open(self, post: dict[str, Any]) -> tuple[Path | None, PIL.Image.Image | None, str | None]:
+        """A post's image file, its image in RGB, and why there is no image if there is none."""
+        path = self.find(post)
+        if path is None:
+            is_url = post.get("image") is not None and _is_url(post["image"])
+            return None, None, "a URL, which is not downloaded here" if is_url else "no file"
+        try:
+            return path, load_image(path), None
+        except ImageError as error:
+            return path, None, str(error)
+
+
+def default_image_dir(folder: str | Path) -> Path | None:
+    """The folder of images beside label files: `images`, or else a usual other name, or `NAME_images` for a folder NAME.
 
     Raises:
-        DataError: a name that leads out of the folder.
+        DataError: there is no `images`, but several of the others.
     """
-    root = image_dir.resolve()
-    try:
-        for suffix in IMAGE_SUFFIXES:
-            path = image_dir / f"{name}{suffix}"
-            if not path.resolve().is_relative_to(root):
-                raise DataError(f"IMGID {name!r:.80} leads out of the image folder {image_dir}")
-            if path.is_file():
-                return path
-    except DataError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a link to itself
-        raise DataError(f"IMGID {name!r:.80} cannot be the name of an image: {error!s:.80}") from error
-    return None
+    folder = Path(folder).absolute()
+    if (folder / "images").is_dir():
+        return folder / "images"
+    names = {*FOLDER_NAMES, f"{folder.name.lower()}_images"}
+    matches = [path for path in sorted(folder.iterdir()) if path.name.lower() in names and path.is_dir()]
+    # Published data sets often have `twitter2017/` with the labels and `twitter2017_images/` beside it.
+    beside = folder.parent / f"{folder.name}_images"
+    matches = matches or ([beside] if beside.is_dir() else [])
+    if len(matches) > 1:
+        raise DataError(
+            f"{folder}: expected one folder of images, got {', '.join(path.name for path in matches)}; name it (image_dir)"
+        )
+    return matches[0] if matches else None
 
 
-def open_image(image_dir: Path | None, post: dict) -> tuple[Path | None, PIL.Image.Image | None, str | None]:
-    """A post's image file, its picture, and why there is no picture if there is none."""
-    path = find_image(image_dir, post.get("image") or post["id"]) if image_dir else None
-    if path is None:
-        return None, None, "no file"
-    try:
-        return path, load_image(path), None
-    except ImageError as error:
-        return path, None, str(error)
+def count_unreadable_images(rows: Iterable[dict[str, Any]], num_threads: int = 8) -> int:
+    """Number of rows whose image is given but cannot be read, for example because a disk is gone.
+
+    Args:
+        rows: rows of a data set, whose `image` is not decoded; see `loading.load_splits`.
+    """
+
+    def is_unreadable(row: dict[str, Any]) -> bool:
+        try:
+            load_image(row["image"])
+        except ImageError:
+            return True
+        return False
+
+    with ThreadPoolExecutor(num_threads) as threads:
+        return sum(threads.map(is_unreadable, (row for row in rows if row.get("image") is not None)))
+
+
+def _best_match(name: str, entries: dict[str, list[tuple[str, str]]], folder: Path) -> str | None:
+    """The entry whose name is equal, or else in another Unicode form, or else in another case.
+
+    Raises:
+        DataError: several names differ from it by case alone.
+    """
+
+    def rank(entry_name: str) -> int:
+        return 0 if entry_name == name else 1 if _nfc(entry_name) == _nfc(name) else 2
+
+    matches = entries.get(_key(name), [])
+    least = min((rank(entry_name) for entry_name, _ in matches), default=0)
+    best = [match for match in matches if rank(match[0]) == least]
+    if least == 2 and len({_nfc(entry_name) for entry_name, _ in best}) > 1:
+        names = " and ".join(sorted(full_name for _, full_name in best))
+        raise DataError(f"image {name!r:.80}: {names} in {folder} all differ from it by case alone; rename one of them")
+    return min((full_name for _, full_name in best), key=lambda full_name: (_suffix_order(full_name), full_name), default=None)
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _key(name: str) -> str:
+    return _nfc(_nfc(name).casefold())
+
+
+def _is_url(name: str) -> bool:
+    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", name) is not None
+
+
+def _suffix_order(name: str) -> int:
+    suffix = os.path.splitext(name)[1].lower()
+    return IMAGE_SUFFIXES.index(suffix) if suffix in IMAGE_SUFFIXES else len(IMAGE_SUFFIXES)

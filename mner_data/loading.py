@@ -1,14 +1,17 @@
 """Data sets: label files with a folder of images, or any data set of the Hub with the same rows.
 
-A row is `{"id", "tokens", "ner_tags", "image"}` and, once regions are prepared, `"boxes"`, `"box_labels"`, `"box_scores"`.
+A row is `{"id", "tokens", "ner_tags", "image"}` and, where regions are prepared, `"boxes"`, `"box_labels"`, `"box_scores"`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import (
     ClassLabel,
@@ -19,110 +22,172 @@ from datasets import (
     List,
     Value,
     load_dataset,
+    load_dataset_builder,
     load_from_disk,
 )
 from datasets.config import HF_DATASETS_CACHE
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.constants import HF_HUB_CACHE
 from tqdm.auto import tqdm
 
-from .images import open_image
-from .readers import DataError, bio_labels, find_splits, read_regions, read_splits, sha256
+from .images import ImageFinder, default_image_dir
+from .label_schemes import LabelSchemeError, is_bio_label, to_bio
+from .readers import (
+    REGION_FIELDS,
+    REGIONS_FILE,
+    DataError,
+    bio_labels,
+    find_split_files,
+    log_label_files,
+    read_regions,
+    read_splits,
+    sha256,
+)
 
 logger = logging.getLogger(__name__)
 IDS_LISTED = 50
 
 
 def load_splits(
-    data_path: str, image_dir: str | None = None, regions_file: str | None = None
+    data_path: str, image_dir: str | None = None, regions_file: str | None = None, label_scheme: str | None = None
 ) -> tuple[DatasetDict, dict[str, str]]:
-    """Splits train, validation and test, as far as there are, and of each a hash by which other data are told from them: of
-    a label file the sha256.
+    """Load the splits of a data set, and one fingerprint per split, which tells it from other data.
 
     Args:
         data_path: a CoNLL, JSONL or parquet file, a folder with train.txt, valid.txt (or dev.txt) and test.txt, a folder saved by
             `datasets`, or the name of a data set on the Hub.
-        image_dir: where the images of CoNLL posts lie; `images` beside the files if that exists.
-        regions_file: JSONL with the posts' regions; `regions.jsonl` beside the files if that exists.
+        image_dir: folder of the images, for label files; by default `images` beside the files, if there is one.
+        regions_file: JSONL with the posts' regions, for label files; by default `regions.jsonl` beside them, if there is one.
+        label_scheme: one of `label_schemes.SCHEMES`; by default it is recognised. The labels of the result are BIO.
+
+    Returns:
+        The splits train, validation and test as far as they exist, and by split the SHA-256 of the label file, or the data
+        set's own fingerprint.
 
     Raises:
-        DataError: when there is no such data, or a column is missing.
+        DataError: there is no such data, a column is missing, or a row is not what the columns promise.
     """
     path = Path(data_path)
-    known_as = None
-    is_parquet = path.is_file() and path.suffix.lower() == ".parquet"
-    files = find_splits(path) if path.exists() and not is_parquet else {}
-    folder = path.parent if path.is_file() else path
-    if files:
-        image_dir = image_dir or (str(folder / "images") if (folder / "images").is_dir() else None)
-        if image_dir and not Path(image_dir).is_dir():
-            raise DataError(f"image_dir: there is no folder {image_dir}")
-        beside = folder / "regions.jsonl"
-        regions_file = regions_file or (str(beside) if beside.is_file() else None)
-        data = dataset_of_posts(read_splits(path)[0], image_dir, regions_file)
-        return data, {split: sha256(file) for split, file in files.items()}
-    if is_parquet:
-        data = load_dataset("parquet", data_files={"train": data_path})
-    elif path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
-        data = load_from_disk(str(path))
-    elif path.is_dir() and not any(path.rglob("*.parquet")):
-        raise DataError(f"{path}: has no train.txt, valid.txt or test.txt, no parquet and no saved data set")
-    elif path.is_dir():
-        # In its cache `datasets` knows a folder that has a card by its name alone: it would take another of that name, or
-        # the same as it was before, for this one.
-        files = sorted(path.rglob("*.parquet"))
-        state = repr([(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
-        known_as = hashlib.sha256(state.encode()).hexdigest()
-        data = load_dataset(data_path, cache_dir=str(Path(HF_DATASETS_CACHE, known_as[:32])))
+    if path.is_file() and path.suffix.lower() != ".parquet" or path.is_dir() and find_split_files(path).splits:
+        data, fingerprints = _load_label_files(path, image_dir, regions_file, label_scheme)
+    elif image_dir or regions_file:
+        raise DataError(f"{data_path}: image_dir and regions_file are for label files; the rows of a data set hold both")
     else:
-        data = load_dataset(data_path)
+        data, fingerprints = _load_dataset(data_path, label_scheme)
+    _warn_of_types_in_one_split(data)
+    return data, fingerprints
+
+
+def _load_label_files(
+    path: Path, image_dir: str | None, regions_file: str | None, label_scheme: str | None
+) -> tuple[DatasetDict, dict[str, str]]:
+    folder = path.parent if path.is_file() else path
+    if image_dir and not Path(image_dir).is_dir():
+        raise DataError(f"image_dir: there is no folder {image_dir}")
+    images = image_dir or default_image_dir(folder)
+    regions_beside = folder / REGIONS_FILE
+    regions = regions_file or (regions_beside if regions_beside.is_file() else None)
+    posts, files = read_splits(path, label_scheme)
+    if images is None and not any("image" in post for split_posts in posts.values() for post in split_posts):
+        logger.warning("%s: posts are read WITHOUT images: there is no folder %s, and no image_dir", path, folder / "images")
+    elif not image_dir:
+        logger.info("images from %s", images or folder)
+    data = dataset_of_posts(posts, images, regions, label_dir=folder)
+    return data, {split: sha256(file) for split, file in files.items()}
+
+
+def _load_dataset(name: str, label_scheme: str | None) -> tuple[DatasetDict, dict[str, str]]:
+    path, fingerprint = Path(name), None
+    try:
+        if path.is_file():
+            data = load_dataset("parquet", data_files={"train": name})
+            fingerprint = sha256(path)
+        elif path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
+            data = load_from_disk(name)
+        elif path.is_dir():
+            data, fingerprint = _load_parquet_folder(path)
+        else:
+            data = load_dataset(name)
+    except (DatasetGenerationError, pa.ArrowInvalid) as error:
+        raise DataError(f"{name}: `datasets` cannot read it: {error.__cause__ or error}") from error
     data = data if isinstance(data, dict) else DatasetDict({"train": data})
-    data = DatasetDict({split: _checked(of_split, data_path) for split, of_split in data.items()})
-    for of_split in data.values():
-        _check_labels(of_split, data_path)
-        _check_paths(of_split, data_path)
-    first, names = next((split, dataset_labels(of_split)) for split, of_split in data.items())
-    for split, of_split in data.items():
-        if dataset_labels(of_split) != names:
+    data = DatasetDict({split: _check_columns(rows, name) for split, rows in data.items()})
+    for rows in data.values():
+        _check_labels(rows, name)
+        _check_paths(rows, name)
+    data = _with_bio_labels(data, name, label_scheme)
+    first = next(iter(data), None)
+    for split, rows in data.items():
+        if dataset_labels(rows) != dataset_labels(data[first]):
             raise DataError(
-                f"{data_path}: ner_tags of {split} are named {dataset_labels(of_split)}, of {first} {names}; "
-                "every split wants the same names in the same order"
+                f"{name}: expected the same ner_tags in the same order in every split, "
+                f"got {dataset_labels(data[first])} in {first} and {dataset_labels(rows)} in {split}"
             )
-    return data, {split: known_as or of_split._fingerprint for split, of_split in data.items()}
+    return data, {split: fingerprint or rows._fingerprint for split, rows in data.items()}
+
+
+def _load_parquet_folder(folder: Path) -> tuple[DatasetDict, str]:
+    """The data set of a folder of parquet files, and a hash of the files' names, sizes and times."""
+    files, other_labels = sorted(folder.rglob("*.parquet")), find_split_files(folder).others
+    if not files:
+        read_splits(folder)  # raises, with what the folder holds
+    # `datasets` caches a folder that has a card under the folder's name. Without a cache of its own, the folder would be
+    # taken for another one of that name, or for what it was before.
+    state = repr([(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+    fingerprint = hashlib.sha256(state.encode()).hexdigest()
+    builder = load_dataset_builder(str(folder), cache_dir=str(Path(HF_DATASETS_CACHE, fingerprint[:32])))
+    read = {Path(file).resolve() for split_files in (builder.config.data_files or {}).values() for file in split_files}
+    log_label_files({"data": folder}, [*(file for file in files if file.resolve() not in read), *other_labels])
+    builder.download_and_prepare()
+    return builder.as_dataset(), fingerprint
 
 
 def dataset_of_posts(
-    posts: dict[str, list[dict]], image_dir: str | Path | None = None, regions_file: str | Path | None = None
+    posts: dict[str, list[dict]],
+    image_dir: str | Path | None = None,
+    regions_file: str | Path | None = None,
+    label_dir: str | Path | None = None,
 ) -> DatasetDict:
-    """Data set of read posts, by split. A post whose image is missing or unreadable is kept without one and logged."""
-    names = bio_labels(label for of_split in posts.values() for post in of_split for label in post["labels"])
-    image_dir = Path(image_dir) if image_dir else None
-    regions = read_regions(Path(regions_file)) if regions_file else {}
+    """Data set of posts that `readers` has read, by split.
+
+    A post whose image is missing or unreadable is kept without it; how many there are, and which, is logged.
+
+    Args:
+        label_dir: folder of the label file. A post's `image` may be a path relative to it.
+
+    Raises:
+        DataError: the regions cannot be read, or an image's name leads out of the folders.
+    """
+    names = bio_labels(label for split_posts in posts.values() for post in split_posts for label in post["labels"])
+    images = ImageFinder(image_dir, label_dir)
+    regions = read_regions(regions_file) if regions_file else {}
     splits = {}
-    for split, of_split in posts.items():
-        names_of_columns = ("id", "tokens", "ner_tags", "image", "boxes", "box_labels", "box_scores")
-        columns: dict[str, list] = {name: [] for name in names_of_columns}
+    for split, split_posts in posts.items():
+        columns: dict[str, list] = {name: [] for name in ("id", "tokens", "ner_tags", "image", *REGION_FIELDS)}
         missing = []
-        for post in tqdm(of_split, desc=f"{split}: images", disable=image_dir is None):
-            path, _, problem = open_image(image_dir, post)
-            if image_dir and problem:
+        for post in tqdm(split_posts, desc=f"{split}: images", disable=image_dir is None):
+            path, _, problem = images.open(post)
+            if problem and (image_dir or "image" in post):
                 missing.append(f"{post['id']} ({problem})")
-            of_post = regions.get(post["id"])
+            post_regions = regions.get(post["id"], dict.fromkeys(REGION_FIELDS))
             columns["id"].append(post["id"])
             columns["tokens"].append(post["tokens"])
             columns["ner_tags"].append(post["labels"])
             columns["image"].append(None if problem else {"path": str(path), "bytes": None})
-            for name in ("boxes", "box_labels", "box_scores"):
-                columns[name].append(of_post[name] if of_post else None)
+            for name in REGION_FIELDS:
+                columns[name].append(post_regions[name])
         if missing:
             more = f" and {len(missing) - IDS_LISTED} more" if len(missing) > IDS_LISTED else ""
             logger.warning(
                 "%s: %d of %d posts have no readable image and are read without one: %s%s",
-                split, len(missing), len(of_split), ", ".join(missing[:IDS_LISTED]), more,
+                split, len(missing), len(split_posts), ", ".join(missing[:IDS_LISTED]), more,
             )  # fmt: skip
         if not regions:
-            for name in ("boxes", "box_labels", "box_scores"):
+            for name in REGION_FIELDS:
                 del columns[name]
         splits[split] = Dataset.from_dict(columns, features=row_features(names, with_regions=bool(regions)))
+    if unknown := set(regions) - {post["id"] for split_posts in posts.values() for post in split_posts}:
+        logger.warning("%s: the regions of %d ids are not used, no post has them: %s …", regions_file, len(unknown), min(unknown))
     return DatasetDict(splits)
 
 
@@ -148,14 +213,77 @@ def dataset_labels(data: Dataset) -> list[str]:
     return data.features["ner_tags"].feature.names
 
 
-def _checked(data: Dataset, name: str) -> Dataset:
-    wanted = {"id", "tokens", "ner_tags"}
-    if missing := wanted - set(data.column_names):
-        raise DataError(f"{name}: has no column {sorted(missing)}; a row is id, tokens, ner_tags, image")
-    if not isinstance(getattr(data.features["ner_tags"], "feature", None), ClassLabel):
-        raise DataError(f"{name}: ner_tags must be a sequence of ClassLabel, which names the labels")
+def row_to_post(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a data set as a post for the pipeline: `text`, `image` and, where the row has them, its regions."""
+    post = {"text": row["tokens"], "image": row.get("image")}
+    if post["image"] is not None:
+        post |= {name: row[name] for name in REGION_FIELDS if row.get(name) is not None}
+    return post
+
+
+def _warn_of_types_in_one_split(data: DatasetDict):
+    """Warn of entity types that only one of several splits has: often they are typing errors."""
+    counts: dict[str, dict[str, int]] = {}
+    for split, rows in data.items():
+        names = dataset_labels(rows)
+        for tag, count in Counter(tag for tags in rows["ner_tags"] for tag in tags).items():
+            if names[tag] != "O":
+                by_split = counts.setdefault(names[tag][2:], {})
+                by_split[split] = by_split.get(split, 0) + count
+    for entity_type, by_split in sorted(counts.items()):
+        if len(by_split) == 1 < len(data):
+            split, count = next(iter(by_split.items()))
+            logger.warning("type %s: %d words, in %s only", entity_type, count, split)
+
+
+def _check_columns(data: Dataset, name: str) -> Dataset:
+    if missing := {"id", "tokens", "ner_tags"} - set(data.column_names):
+        raise DataError(
+            f"{name}: expected the columns id, tokens, ner_tags and optionally image, got {', '.join(data.column_names)}; "
+            f"missing: {', '.join(sorted(missing))}"
+        )
+    tags = getattr(data.features["ner_tags"], "feature", None)
+    if not isinstance(tags, ClassLabel) and not (isinstance(tags, Value) and tags.dtype in ("string", "large_string")):
+        raise DataError(f"{name}: expected ner_tags as a sequence of ClassLabel or string, got {data.features['ner_tags']}")
     if "image" in data.column_names:
         data = data.cast_column("image", Image(decode=False))
+    return data
+
+
+def _with_bio_labels(data: DatasetDict, name: str, label_scheme: str | None) -> DatasetDict:
+    """The data set with the labels of all splits in BIO. Splits that are in BIO stay as they are.
+
+    Raises:
+        DataError: naming a post whose labels are in no known scheme.
+    """
+    features = [rows.features["ner_tags"].feature for rows in data.values()]
+    names = {label for feature in features if isinstance(feature, ClassLabel) for label in feature.names}
+    ids, labels = [], []
+    for rows, feature in zip(data.values(), features, strict=True):
+        ids += rows["id"]
+        labels += [feature.int2str(tags) for tags in rows["ner_tags"]] if isinstance(feature, ClassLabel) else rows["ner_tags"]
+    try:
+        bio = to_bio(labels, label_scheme, names)
+    except LabelSchemeError as error:
+        posts = (f", post {post_id}" for post_id, post_labels in zip(ids, labels, strict=True) if error.label in post_labels)
+        raise DataError(f"{name}{next(posts, '')}, field ner_tags: {error}") from error
+    is_bio = all(isinstance(feature, ClassLabel) for feature in features) and all(map(is_bio_label, names))
+    if bio.num_changed or not is_bio:
+        logger.warning("%s", bio)
+        unused = to_bio([[label] for label in sorted(names)], bio.scheme).labels
+        feature = List(ClassLabel(names=bio_labels(label for post_labels in [*bio.labels, *unused] for label in post_labels)))
+        remaining = iter(bio.labels)
+        for split, rows in data.items():
+            column = [feature.feature.str2int(next(remaining)) for _ in range(len(rows))]
+            order = rows.column_names
+            data[split] = rows.remove_columns("ner_tags").add_column("ner_tags", column, feature=feature).select_columns(order)
+        return data
+    for split, rows in data.items():
+        # The model needs O, and of every type the label that begins an entity, also where no post has it.
+        known = dataset_labels(rows)
+        required = ["O", *(f"B-{label[2:]}" for label in known if label.startswith("I-"))]
+        if missing := [label for label in required if label not in known]:
+            data[split] = rows.cast_column("ner_tags", List(ClassLabel(names=[*known, *missing])))
     return data
 
 
@@ -165,20 +293,26 @@ def _check_labels(data: Dataset, name: str):
     Raises:
         DataError: naming the post.
     """
-    count = len(dataset_labels(data))
-    for post, tokens, tags in zip(data["id"], data["tokens"], data["ner_tags"], strict=True):
-        where = f"{name}, post {post}, field"
+    feature = data.features["ner_tags"].feature
+    for post_id, tokens, tags in zip(data["id"], data["tokens"], data["ner_tags"], strict=True):
+        where = f"{name}, post {post_id}, field"
         if not isinstance(tokens, list) or not all(isinstance(word, str) for word in tokens):
-            raise DataError(f"{where} tokens: a list of strings is wanted, not {tokens!r:.80}")
+            raise DataError(f"{where} tokens: expected a list of strings, got {tokens!r:.80}")
         if not isinstance(tags, list) or len(tags) != len(tokens):
-            raise DataError(f"{where} ner_tags: {len(tags or ())} labels for {len(tokens)} words")
-        if not all(tag is not None and 0 <= tag < count for tag in tags):
-            raise DataError(f"{where} ner_tags: {tags!r:.80} has a word without one of the {count} labels")
+            raise DataError(
+                f"{where} ner_tags: expected one label per word, got {len(tags or ())} labels for {len(tokens)} words"
+            )
+        if isinstance(feature, ClassLabel) and not all(tag is not None and 0 <= tag < feature.num_classes for tag in tags):
+            raise DataError(
+                f"{where} ner_tags: expected one of the {feature.num_classes} labels for every word, got {tags!r:.80}"
+            )
+        if not isinstance(feature, ClassLabel) and None in tags:
+            raise DataError(f"{where} ner_tags: expected a label for every word, got {tags!r:.80}")
 
 
 def _check_paths(data: Dataset, name: str):
-    """A row holds its picture. The only files it may name are those that `datasets` found as the pictures of an image
-    folder: below the folder itself, or where it keeps what it downloads.
+    """A row holds its image. The only files that it may name are those that `datasets` finds as the images of an image
+    folder: below the folder itself, or in the caches of downloads.
 
     Raises:
         DataError: naming the post.
@@ -196,6 +330,6 @@ def _check_paths(data: Dataset, name: str):
                 inside = False
             if not inside:
                 raise DataError(
-                    f"{name}, post {post}, field image: {file!r:.200} is no file of this data set, whose rows have to "
-                    "hold their pictures: save_to_disk and push_to_hub of datasets put them in"
+                    f"{name}, post {post}, field image: {file!r:.200} is no file of this data set. Its rows have to hold "
+                    "their images; save_to_disk and push_to_hub of `datasets` store them there"
                 )

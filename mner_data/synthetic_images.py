@@ -1,4 +1,4 @@
-"""The pictures of synthetic posts: what is drawn, and noise that spoils it."""
+"""The images of synthetic posts: how they are drawn, and noise that makes them worse."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from PIL import Image, ImageDraw, ImageFilter
 
 @dataclass
 class Thing:
-    """Something drawn: its kind, the label its region carries, its box in [0, 1]; without a region if not `boxed`."""
+    """Something in an image: what is drawn, the label of its region, and its box in [0, 1].
+
+    Attributes:
+        boxed: whether the post has a region for it.
+        color: of what has no fixed color; `None` for a random one.
+    """
 
     kind: str
     label: str
@@ -22,8 +27,14 @@ class Thing:
 
 @dataclass
 class Post:
-    """A post before it is rendered. `deciding` has, an entity, the index among `things` of what tells its type, or −1;
-    `leading` what that is found by, if not itself; `rendered` is the picture if that is drawn already."""
+    """A post before its image is drawn.
+
+    Attributes:
+        scene: the background; `None` for a post without an image.
+        deciding: for each entity the index among `things` of the one that tells its type, or −1.
+        leading: for each entity the index of the thing by which the deciding one is found; `None` if no other is needed.
+        rendered: the image as JPEG, where it is drawn already.
+    """
 
     tokens: list[str]
     labels: list[str]
@@ -34,7 +45,7 @@ class Post:
     rendered: bytes | None = None
 
 
-# Drawing: a box in pixels and a colour
+# What is drawn into a box (x, y, width, height) in pixels
 
 
 def _person(pen: ImageDraw.ImageDraw, x: float, y: float, w: float, h: float, color):
@@ -97,7 +108,7 @@ def _disc(pen, x, y, w, h, color):
 
 
 def _nothing(pen, x, y, w, h, color):
-    """A region of bare wall."""
+    """An empty region."""
 
 
 KINDS = {
@@ -155,7 +166,7 @@ SIZES = ((160, 160), (200, 150), (150, 200), (240, 135), (180, 120))
 
 
 def render(post: Post, generator: random.Random, scale: int = 1) -> bytes | None:
-    """The post's image as JPEG, of a size and a tint drawn from the generator; `None` for a post without a scene.
+    """The post's image as JPEG, with a random size and tint; `None` for a post without a scene.
 
     Args:
         scale: how many times larger than for training. Larger images, which are for people, have smooth edges.
@@ -179,23 +190,23 @@ def render(post: Post, generator: random.Random, scale: int = 1) -> bytes | None
     return file.getvalue()
 
 
-# Noise: what a bad picture looks like
+# Noise
 
 
 def blur(image: Image.Image, radius: float = 8) -> Image.Image:
-    """The picture out of focus."""
+    """The image out of focus."""
     return image.convert("RGB").filter(ImageFilter.GaussianBlur(radius))
 
 
 def heavy_jpeg(image: Image.Image, quality: int = 3) -> Image.Image:
-    """The picture after a compression that leaves blocks."""
+    """The image after a compression so strong that blocks are visible."""
     file = io.BytesIO()
     image.convert("RGB").save(file, "JPEG", quality=quality)
     return Image.open(file).convert("RGB")
 
 
 def occlude(image: Image.Image, share: float = 0.6) -> Image.Image:
-    """The picture with a grey box over its middle that hides this share of it."""
+    """The image with a grey box in the middle, which hides this share of its area."""
     image = image.convert("RGB")
     side = share**0.5
     width, height = round(image.width * side), round(image.height * side)
@@ -208,5 +219,5 @@ def occlude(image: Image.Image, share: float = 0.6) -> Image.Image:
 
 
 def pure_noise(image: Image.Image, seed: int = 0) -> Image.Image:
-    """Uniform noise of the picture's size: nothing of the picture is left."""
+    """Uniform noise of the image's size: nothing of the image is left."""
     return Image.frombytes("RGB", image.size, random.Random(seed).randbytes(3 * image.width * image.height))

@@ -1,13 +1,13 @@
-"""Synthetic posts: rendered pictures and posts about them in which the picture says what type an ambiguous name has.
+"""Synthetic posts: words with ambiguous names, and drawn images that say what type a name has.
 
-Everything is drawn from a seed. Name, template, place, size, colour and company are drawn apart from the type, so that
-only the picture (or, in posts without one, a cue word) tells it.
+Everything is drawn at random from a seed. Name, sentence, place, size and colour are drawn independently of the type, so
+only the image tells the type; in posts without an image, a word of the sentence does.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from datasets import Dataset, DatasetDict, Features, List, Value
@@ -36,7 +36,8 @@ NO_NAME = (
     "what a lovely day", "coffee first , then the rest", "back at it again", "so much to do , so little time",
     "look at this !", "good night everybody", "finally weekend", "can not stop smiling",
 )  # fmt: skip
-TOLD = {
+# Sentences whose words tell the type.
+TYPE_IN_WORDS = {
     "PER": ("Mr {a} called me back", "happy birthday to our friend {a} , born today", "{a} and his wife said hello"),
     "LOC": ("driving through downtown {a} today", "the weather in {a} is bad", "flying from {a} to the coast"),
     "ORG": ("{a} Inc hired ten people", "shares of {a} fell five percent", "the {a} board met its staff"),
@@ -46,19 +47,19 @@ BEFORE = ("", "", "", "RT @anna_b :", "wow ,", "# tbt", "ok", "well ,", "@joe :"
 AFTER = ("", "", "", "!", "...", "# love", "😍", "https://t.co/x1", "# photo # day", "lol", "🎉 🎉")
 
 
-# PostSource
+# Posts
 
 
 def _write(generator: random.Random, template: str, entities: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
-    """Tokens and labels of a template whose {a} and {b} are the entities (name, type), with something around it."""
+    """Tokens and labels of a template, with random words before and after it. {a} and {b} stand for the entities (name, type)."""
     places = dict(zip(("{a}", "{b}"), entities, strict=False))
     tokens, labels = [], []
     for piece in f"{generator.choice(BEFORE)} {template} {generator.choice(AFTER)}".split():
         if piece in places:
-            name, kind = places[piece]
+            name, entity_type = places[piece]
             parts = name.split()
             tokens += parts
-            labels += [f"B-{kind}"] + [f"I-{kind}"] * (len(parts) - 1)
+            labels += [f"B-{entity_type}"] + [f"I-{entity_type}"] * (len(parts) - 1)
         else:
             tokens.append(piece)
             labels.append("O")
@@ -66,20 +67,20 @@ def _write(generator: random.Random, template: str, entities: list[tuple[str, st
 
 
 def _place(generator: random.Random, left: float = 0.0, right: float = 1.0) -> tuple[float, float, float, float]:
-    """A box somewhere between two sides of the picture."""
+    """A random box between x = `left` and x = `right`."""
     width = generator.uniform(0.22, min(0.42, right - left))
     height = generator.uniform(0.3, 0.6)
     x, y = generator.uniform(left, right - width), generator.uniform(0.03, 0.97 - height)
     return round(x, 4), round(y, 4), round(x + width, 4), round(y + height, 4)
 
 
-def _thing(generator: random.Random, kind: str, left: float = 0.0, right: float = 1.0) -> Thing:
-    drawn = generator.choice(KINDS_OF_TYPE[kind])
-    return Thing(drawn, drawn, _place(generator, left, right))
+def _thing(generator: random.Random, entity_type: str, left: float = 0.0, right: float = 1.0) -> Thing:
+    kind = generator.choice(KINDS_OF_TYPE[entity_type])
+    return Thing(kind, kind, _place(generator, left, right))
 
 
 def _shuffled(generator: random.Random, post: Post) -> Post:
-    """The post with its things in another order, so that a region's place in the list says nothing."""
+    """The post with its things in random order, so that a region's index says nothing about the type."""
     order = list(range(len(post.things)))
     generator.shuffle(order)
     post.things = [post.things[place] for place in order]
@@ -89,61 +90,61 @@ def _shuffled(generator: random.Random, post: Post) -> Post:
 
 
 def _demo(generator: random.Random) -> Post:
-    """A mix of posts: one name, two of one type, a type told by words without a picture, no name at all."""
-    case = generator.choices(("one", "two", "told", "none"), DEMO_SHARES)[0]
+    """A mix: posts with one name, with two names of one type, with a type in words and no image, and without a name."""
+    case = generator.choices(("one", "two", "in words", "none"), DEMO_SHARES)[0]
     if case == "one":
-        kind = generator.choice(TYPES)
-        tokens, labels = _write(generator, generator.choice(ONE_NAME), [(generator.choice(NAMES), kind)])
-        things = [_thing(generator, kind)]
+        entity_type = generator.choice(TYPES)
+        tokens, labels = _write(generator, generator.choice(ONE_NAME), [(generator.choice(NAMES), entity_type)])
+        things = [_thing(generator, entity_type)]
         if generator.random() < 0.4:
             things.insert(0, Thing("ball", "ball", _place(generator)))
-        return Post(tokens, labels, SCENE_OF_TYPE[kind], things, [len(things) - 1])
+        return Post(tokens, labels, SCENE_OF_TYPE[entity_type], things, [len(things) - 1])
     if case == "two":
-        kind, names = generator.choice(TYPES), generator.sample(NAMES, 2)
-        tokens, labels = _write(generator, generator.choice(TWO_NAMES), [(name, kind) for name in names])
-        things = [_thing(generator, kind, 0.0, 0.48), _thing(generator, kind, 0.52, 1.0)]
-        return Post(tokens, labels, SCENE_OF_TYPE[kind], things, [-1, -1])
-    if case == "told":
-        kind = generator.choice(TYPES)
-        tokens, labels = _write(generator, generator.choice(TOLD[kind]), [(generator.choice(NAMES), kind)])
+        entity_type, names = generator.choice(TYPES), generator.sample(NAMES, 2)
+        tokens, labels = _write(generator, generator.choice(TWO_NAMES), [(name, entity_type) for name in names])
+        things = [_thing(generator, entity_type, 0.0, 0.48), _thing(generator, entity_type, 0.52, 1.0)]
+        return Post(tokens, labels, SCENE_OF_TYPE[entity_type], things, [-1, -1])
+    if case == "in words":
+        entity_type = generator.choice(TYPES)
+        tokens, labels = _write(generator, generator.choice(TYPE_IN_WORDS[entity_type]), [(generator.choice(NAMES), entity_type)])
         return Post(tokens, labels, deciding=[-1])
     tokens, labels = _write(generator, generator.choice(NO_NAME), [])
-    kind = generator.choice(TYPES)
-    return Post(tokens, labels, SCENE_OF_TYPE[kind], [_thing(generator, kind)])
+    entity_type = generator.choice(TYPES)
+    return Post(tokens, labels, SCENE_OF_TYPE[entity_type], [_thing(generator, entity_type)])
 
 
-def _one(generator: random.Random, kind: str, template: str | None = None):
-    return _write(generator, template or generator.choice(ONE_NAME), [(generator.choice(NAMES), kind)])
+def _one(generator: random.Random, entity_type: str, template: str | None = None) -> tuple[list[str], list[str]]:
+    return _write(generator, template or generator.choice(ONE_NAME), [(generator.choice(NAMES), entity_type)])
 
 
 def _global(generator: random.Random) -> Post:
-    """Only the scene tells: there is nothing in it."""
-    kind = generator.choice(TYPES)
-    return Post(*_one(generator, kind), SCENE_OF_TYPE[kind], [], [-1])
+    """Only the scene tells the type: it is empty."""
+    entity_type = generator.choice(TYPES)
+    return Post(*_one(generator, entity_type), SCENE_OF_TYPE[entity_type], [], [-1])
 
 
 def _object(generator: random.Random) -> Post:
-    """One thing of every type is drawn, so the grid shows them all; the only region is around the one that tells."""
-    kind = generator.choice(TYPES)
+    """One thing of every type is drawn, so the whole image says nothing. The only region is around the thing that tells."""
+    entity_type = generator.choice(TYPES)
     corners = [(x, y) for x in (0.03, 0.53) for y in (0.03, 0.53)]
     generator.shuffle(corners)
     things = []
     for other, (x, y) in zip(TYPES, corners, strict=True):
         x, y = x + generator.uniform(0, 0.08), y + generator.uniform(0, 0.06)
         box = (round(x, 4), round(y, 4), round(x + 0.35, 4), round(y + 0.38, 4))
-        things.append(Thing(generator.choice(KINDS_OF_TYPE[other]), "thing", box, other == kind))
-    return Post(*_one(generator, kind), "wall", things, [TYPES.index(kind)])
+        things.append(Thing(generator.choice(KINDS_OF_TYPE[other]), "thing", box, other == entity_type))
+    return Post(*_one(generator, entity_type), "wall", things, [TYPES.index(entity_type)])
 
 
-def _semantic(generator: random.Random, words: dict[str, tuple[str, ...]] | None = None) -> Post:
-    """Every region is a disc; only the words of its label tell."""
-    kind = generator.choice(TYPES)
-    thing = Thing("ball", generator.choice((words or SEEN_WORDS)[kind]), _place(generator), color=GREY)
-    return Post(*_one(generator, kind), "wall", [thing], [0])
+def _semantic(generator: random.Random, words: Mapping[str, tuple[str, ...]] | None = None) -> Post:
+    """The region shows a grey disc: only the words of its label tell the type."""
+    entity_type = generator.choice(TYPES)
+    thing = Thing("ball", generator.choice((words or SEEN_WORDS)[entity_type]), _place(generator), color=GREY)
+    return Post(*_one(generator, entity_type), "wall", [thing], [0])
 
 
 def _semantic_unseen(generator: random.Random) -> Post:
-    """The same with label words that the semantic level never shows."""
+    """As `_semantic`, with label words that never occur there."""
     return _semantic(generator, UNSEEN_WORDS)
 
 
@@ -152,11 +153,14 @@ def _box(x: float, y: float, width: float, height: float) -> tuple[float, float,
 
 
 def _spatial(generator: random.Random) -> Post:
-    """Two equal frames; how the one with the star lies to the other tells. A relation is named as the model names it:
-    what the subject is to the object, or where the object lies as seen from the subject. The star lies in the subject,
-    and in the object only if the subject does too. Nothing is drawn: no pixel can stand in for the boxes."""
-    kind = generator.choice(TYPES)
-    relation = generator.choice(RELATIONS_OF_TYPE[kind])
+    """Two regions labelled frame: the spatial relation of the one with the star, the subject, to the other tells the type.
+
+    A relation has the model's name for it: what the subject is to the object, or where the object is, seen from the subject.
+    The star is inside the subject; it is inside the object only if the whole subject is. Nothing is drawn, so that only the
+    boxes tell.
+    """
+    entity_type = generator.choice(TYPES)
+    relation = generator.choice(RELATIONS_OF_TYPE[entity_type])
     x, y = generator.uniform(0.32, 0.42), generator.uniform(0.36, 0.4)
     big, small = _box(x - 0.2, y - 0.2, 0.5, 0.5), _box(x, y, 0.2, 0.2)
     if relation == "inside":
@@ -169,46 +173,48 @@ def _spatial(generator: random.Random) -> Post:
         star = (x, y + 0.09) if relation == "overlap" else (x + 0.09, y + 0.09)
     things = [Thing("nothing", "frame", box) for box in (subject, other)]
     things.append(Thing("nothing", "star", _box(*star, 0.045, 0.06)))
-    return Post(*_one(generator, kind), "wall", things, [0], [2])
+    return Post(*_one(generator, entity_type), "wall", things, [0], [2])
 
 
 def _by_side(generator: random.Random) -> tuple[list[str], list[str], list[tuple[str, str]]]:
-    """Words and labels of two names of two types behind the words "left" and "right", and each name's type and side."""
-    kinds = generator.sample(TYPES, 2)
+    """Words and labels of two names of two types, after the words "left" and "right"; and the type and side of each name."""
+    types = generator.sample(TYPES, 2)
     sides = generator.sample(("left", "right"), 2)
     template = f"{sides[0]} {{a}} , {sides[1]} {{b}}"
-    tokens, labels = _write(generator, template, list(zip(generator.sample(NAMES, 2), kinds, strict=True)))
-    return tokens, labels, list(zip(kinds, sides, strict=True))
+    tokens, labels = _write(generator, template, list(zip(generator.sample(NAMES, 2), types, strict=True)))
+    return tokens, labels, list(zip(types, sides, strict=True))
 
 
 def _alignment(generator: random.Random) -> Post:
-    """Two names of two types, a thing of each: only the words "left" and "right" say which is whose."""
-    tokens, labels, named = _by_side(generator)
+    """Two names of two types, and one thing of each type: only the words "left" and "right" say which belongs to which."""
+    tokens, labels, types_and_sides = _by_side(generator)
     spans = {"left": (0.0, 0.48), "right": (0.52, 1.0)}
-    things = [_thing(generator, kind, *spans[side]) for kind, side in named]
+    things = [_thing(generator, entity_type, *spans[side]) for entity_type, side in types_and_sides]
     return Post(tokens, labels, "wall", things, [0, 1])
 
 
 def _figure1b(generator: random.Random) -> Post:
-    """Two names: the words tell the type of one, in front or behind, the picture shows the other."""
-    shown, told = generator.choice(TYPES), generator.choice(TYPES)
+    """Two names, as in the paper's figure 1b: the words tell the type of one of them, the image that of the other."""
+    type_in_image, type_in_words = generator.choice(TYPES), generator.choice(TYPES)
     names = generator.sample(NAMES, 2)
-    cue = generator.choice(TOLD[told])
+    sentence = generator.choice(TYPE_IN_WORDS[type_in_words])
     first = generator.random() < 0.5
-    template = f"{cue} , {{b}} too" if first else f"{{b}} and {cue}"
-    tokens, labels = _write(generator, template, [(names[0], told), (names[1], shown)])
-    return Post(tokens, labels, "wall", [_thing(generator, shown)], [-1, 0] if first else [0, -1])
+    template = f"{sentence} , {{b}} too" if first else f"{{b}} and {sentence}"
+    tokens, labels = _write(generator, template, [(names[0], type_in_words), (names[1], type_in_image)])
+    return Post(tokens, labels, "wall", [_thing(generator, type_in_image)], [-1, 0] if first else [0, -1])
 
 
 def _iterations(generator: random.Random) -> Post:
-    """Two hops: "left" or "right" leads to the ball on that side, and the thing level with that ball tells. Both things
-    stand in the middle, one high and one low, whichever side is whose."""
-    tokens, labels, named = _by_side(generator)
+    """Two hops: "left" or "right" leads to the ball on that side, and the thing at the height of that ball tells the type.
+
+    Both things are in the middle, one high and one low, so that their own place says nothing.
+    """
+    tokens, labels, types_and_sides = _by_side(generator)
     things = []
-    for (kind, side), height in zip(named, generator.sample((0.06, 0.62), 2), strict=True):
+    for (entity_type, side), height in zip(types_and_sides, generator.sample((0.06, 0.62), 2), strict=True):
         ball_x = {"left": 0.04, "right": 0.8}[side] + generator.uniform(-0.02, 0.02)
         y = height + generator.uniform(-0.02, 0.02)
-        thing = generator.choice(KINDS_OF_TYPE[kind])
+        thing = generator.choice(KINDS_OF_TYPE[entity_type])
         things.append(Thing(thing, "thing", _box(generator.uniform(0.34, 0.42), y, 0.26, 0.32)))
         things.append(Thing("ball", "ball", _box(ball_x, y + 0.06, 0.16, 0.2), color=GREY))
     return Post(tokens, labels, "wall", things, [0, 2], [1, 3])
@@ -233,7 +239,7 @@ RELATIONS_OF_TYPE = {
 }
 MOVES = {"overlap": (0.05, 0.0), "left": (-0.28, 0.0), "right": (0.28, 0.0), "above": (0.0, -0.3), "below": (0.0, 0.3)}
 DEMO_SHARES = (0.45, 0.25, 0.15, 0.15)
-LEVELS = {
+SCENARIOS = {
     "demo": _demo,
     "global": _global,
     "object": _object,
@@ -246,100 +252,117 @@ LEVELS = {
 }
 
 
-def _check(level: str):
-    if level not in LEVELS:
-        raise ValueError(f"unknown level {level!r}: one of {', '.join(LEVELS)}")
+def _check(scenario: str):
+    if scenario not in SCENARIOS:
+        raise ValueError(f"scenario: expected one of {', '.join(SCENARIOS)}, got {scenario!r}")
 
 
-def best_f1_without_evidence(level: str = "demo") -> float:
-    """Best expected F1 without what the level is about; every span is found, so F1 is the share of right types.
+def best_f1_without_evidence(scenario: str = "demo") -> float:
+    """Best expected F1 of a model that does not use what the scenario is about.
 
-    - demo: of 0.45 + 2 · 0.25 + 0.15 entities a post, those of the third kind are told by words, the others are a
-      guess among four without the picture;
-    - global, object, semantic, semantic-unseen, spatial: a guess among four;
-    - alignment, iterations: the picture shows two types, and which is whose is a guess among two (text alone: 1/4);
-    - figure1b: one of two names is told by words, the other a guess among four: (1 + 1/4) / 2.
+    It can find every name, so F1 is the share of types that it gets right:
+
+    - demo: a post has 0.45 + 2 · 0.25 + 0.15 entities on average. Words tell the type of the 0.15; without the image, the
+      others are a guess among four types;
+    - global, object, semantic, semantic-unseen, spatial: a guess among four types;
+    - alignment, iterations: the image shows two types, and which name has which is a guess (from text alone: 1/4);
+    - figure1b: words tell the type of one of two names, the other is a guess among four types: (1 + 1/4) / 2.
+
+    Raises:
+        ValueError: there is no such scenario.
     """
-    _check(level)
-    one, two, told, _ = DEMO_SHARES
-    ambiguous = one + 2 * two
-    demo = (told + ambiguous / len(TYPES)) / (told + ambiguous)
-    others = {
-        "demo": demo,
+    _check(scenario)
+    one, two, in_words, _ = DEMO_SHARES
+    in_image = one + 2 * two
+    best = {
+        "demo": (in_words + in_image / len(TYPES)) / (in_words + in_image),
         "alignment": 1 / 2,
         "iterations": 1 / 2,
         "figure1b": (1 + 1 / len(TYPES)) / 2,
     }
-    return others.get(level, 1 / len(TYPES))
+    return best.get(scenario, 1 / len(TYPES))
 
 
-def _rows(posts: Iterable[Post], ids: list[str], generator: random.Random) -> tuple[dict[str, list], Features]:
-    """Columns and features of rendered posts: the row of every data set, `deciding_region` and `leading_region`."""
-    names = bio_labels(f"B-{kind}" for kind in TYPES)
-    told_by = {"deciding_region": List(Value("int64")), "leading_region": List(Value("int64"))}
-    columns = ("id", "tokens", "ner_tags", "image", "boxes", "box_labels", "box_scores", *told_by)
-    rows: dict[str, list] = {name: [] for name in columns}
-    for name, post in zip(ids, posts, strict=True):
-        picture = post.rendered or render(post, generator)
+def _columns(posts: Iterable[Post], ids: list[str], generator: random.Random) -> tuple[dict[str, list], Features]:
+    """Columns and features of posts with their images: those of every data set, `deciding_region` and `leading_region`."""
+    names = bio_labels(f"B-{entity_type}" for entity_type in TYPES)
+    region_columns = {"deciding_region": List(Value("int64")), "leading_region": List(Value("int64"))}
+    columns: dict[str, list] = {
+        name: [] for name in ("id", "tokens", "ner_tags", "image", "boxes", "box_labels", "box_scores", *region_columns)
+    }
+    for post_id, post in zip(ids, posts, strict=True):
+        image = post.rendered or render(post, generator)
         boxed = [place for place, thing in enumerate(post.things) if thing.boxed]
-        rows["id"].append(name)
-        rows["tokens"].append(post.tokens)
-        rows["ner_tags"].append([names.index(label) for label in post.labels])
-        rows["image"].append(picture and {"bytes": picture, "path": None})
-        rows["boxes"].append([list(post.things[place].box) for place in boxed])
-        rows["box_labels"].append([post.things[place].label for place in boxed])
-        rows["box_scores"].append([round(generator.uniform(0.7, 1.0), 3) for _ in boxed])
-        for column, places in zip(told_by, (post.deciding, post.leading or post.deciding), strict=True):
-            rows[column].append([boxed.index(place) if place in boxed else -1 for place in places])
-    features = Features(row_features(names, with_regions=True) | told_by)
-    return rows, features
+        columns["id"].append(post_id)
+        columns["tokens"].append(post.tokens)
+        columns["ner_tags"].append([names.index(label) for label in post.labels])
+        columns["image"].append(image and {"bytes": image, "path": None})
+        columns["boxes"].append([list(post.things[place].box) for place in boxed])
+        columns["box_labels"].append([post.things[place].label for place in boxed])
+        columns["box_scores"].append([round(generator.uniform(0.7, 1.0), 3) for _ in boxed])
+        for column, places in zip(region_columns, (post.deciding, post.leading or post.deciding), strict=True):
+            columns[column].append([boxed.index(place) if place in boxed else -1 for place in places])
+    features = Features(row_features(names, with_regions=True) | region_columns)
+    return columns, features
 
 
-def synthetic_dataset(num_posts: int, seed: int, level: str = "demo") -> Dataset:
-    """Synthetic posts with the row of every data set, and for each entity `deciding_region`, the region that tells its type,
-    or −1, and `leading_region`, the one by which that is found, itself where it stands alone."""
-    _check(level)
-    generator = random.Random(f"{level} {seed}")
-    # Drawn one by one between the pictures, so that a shorter set is the beginning of a longer one.
-    posts = (_shuffled(generator, LEVELS[level](generator)) for _ in range(num_posts))
-    rows, features = _rows(posts, [f"{level}-{seed}-{index}" for index in range(num_posts)], generator)
-    return Dataset.from_dict(rows, features=features)
+def synthetic_dataset(num_posts: int, seed: int, scenario: str = "demo") -> Dataset:
+    """Synthetic posts of a scenario. A shorter data set of the same seed is the beginning of a longer one.
+
+    Args:
+        scenario: one of `SCENARIOS`.
+
+    Returns:
+        The rows of every data set, and for each entity in order `deciding_region`, the index of the region that tells its
+        type, or −1, and `leading_region`, the region by which the deciding one is found (itself, if no other is needed).
+
+    Raises:
+        ValueError: there is no such scenario.
+    """
+    _check(scenario)
+    generator = random.Random(f"{scenario} {seed}")
+    # Each post is drawn just before its image: so a shorter data set is the beginning of a longer one.
+    posts = (_shuffled(generator, SCENARIOS[scenario](generator)) for _ in range(num_posts))
+    columns, features = _columns(posts, [f"{scenario}-{seed}-{index}" for index in range(num_posts)], generator)
+    return Dataset.from_dict(columns, features=features)
 
 
-def mixed_relevance_dataset(num_posts: int, seed: int, num_pictures: int = 800) -> Dataset:
-    """PostSource whose words name a scene, half of them with a picture of another scene; `own_picture` says which.
+def mixed_relevance_dataset(num_posts: int, seed: int, num_images: int = 800) -> Dataset:
+    """Posts whose words name a scene; half of them have another post's image, of another scene. `own_image` says which.
 
-    The scene goes with no type. In its own picture a thing tells the name's type; another post's picture tells nothing
-    about it, since what it shows is drawn apart. In half of the posts words tell the type too, so that a picture that is
-    believed wrongly does harm. PostSource share pictures, so that no picture can be learned by heart.
+    The scene says nothing about the type. In a post's own image, a thing tells the type; another post's image says nothing
+    about it, because it is drawn independently. In half of the posts words tell the type as well, so that it does harm to
+    trust the wrong image. Posts share images, so that no image can be learned by heart.
     """
     generator = random.Random(f"mixed {seed}")
-    shown: dict[tuple[str, str], list[Post]] = {}
-    cases = [(scene, kind) for scene in sorted(SCENE_WORDS) for kind in TYPES]
-    for place in range(num_pictures):
-        scene, kind = cases[place % len(cases)]
-        # Every region is called the same: only its look tells.
-        thing = replace(_thing(generator, kind), label="thing")
-        picture = Post([], [], scene, [thing])
-        picture.rendered = render(picture, generator)
-        shown.setdefault((scene, kind), []).append(picture)
-    own = [index % 2 == 0 for index in range(num_posts)]
-    generator.shuffle(own)
+    images: dict[tuple[str, str], list[Post]] = {}
+    cases = [(scene, entity_type) for scene in sorted(SCENE_WORDS) for entity_type in TYPES]
+    for index in range(num_images):
+        scene, entity_type = cases[index % len(cases)]
+        # Every region has the same label: only what it shows tells the type.
+        thing = replace(_thing(generator, entity_type), label="thing")
+        image = Post([], [], scene, [thing])
+        image.rendered = render(image, generator)
+        images.setdefault((scene, entity_type), []).append(image)
+    own_image = [index % 2 == 0 for index in range(num_posts)]
+    generator.shuffle(own_image)
     posts = []
-    for fits in own:
-        kind, named = generator.choice(TYPES), generator.choice(sorted(SCENE_WORDS))
-        template = generator.choice(TOLD[kind] if generator.random() < 0.5 else ONE_NAME)
-        tokens, labels = _one(generator, kind, f"{template} {SCENE_WORDS[named]}")
-        scene = named if fits else generator.choice([other for other in sorted(SCENE_WORDS) if other != named])
-        picture = generator.choice(shown[scene, kind if fits else generator.choice(TYPES)])
-        posts.append(replace(picture, tokens=tokens, labels=labels, deciding=[0 if fits else -1]))
-    rows, features = _rows(posts, [f"mixed-{seed}-{index}" for index in range(num_posts)], generator)
-    return Dataset.from_dict(rows | {"own_picture": own}, features=Features(features | {"own_picture": Value("bool")}))
+    for is_own in own_image:
+        entity_type, scene_in_words = generator.choice(TYPES), generator.choice(sorted(SCENE_WORDS))
+        template = generator.choice(TYPE_IN_WORDS[entity_type] if generator.random() < 0.5 else ONE_NAME)
+        tokens, labels = _one(generator, entity_type, f"{template} {SCENE_WORDS[scene_in_words]}")
+        other_scenes = [scene for scene in sorted(SCENE_WORDS) if scene != scene_in_words]
+        scene = scene_in_words if is_own else generator.choice(other_scenes)
+        image = generator.choice(images[scene, entity_type if is_own else generator.choice(TYPES)])
+        posts.append(replace(image, tokens=tokens, labels=labels, deciding=[0 if is_own else -1]))
+    columns, features = _columns(posts, [f"mixed-{seed}-{index}" for index in range(num_posts)], generator)
+    features = Features(features | {"own_image": Value("bool")})
+    return Dataset.from_dict(columns | {"own_image": own_image}, features=features)
 
 
-def synthetic_splits(num_posts: list[int], level: str = "demo", seed: int = 0) -> DatasetDict:
-    """Train, validation and test of the given sizes, from seeds of their own."""
+def synthetic_splits(num_posts: list[int], scenario: str = "demo", seed: int = 0) -> DatasetDict:
+    """Train, validation and test with these numbers of posts, each from another seed."""
     splits = zip(("train", "validation", "test"), num_posts, strict=False)
     return DatasetDict(
-        {split: synthetic_dataset(count, 1000 * seed + place, level) for place, (split, count) in enumerate(splits)}
+        {split: synthetic_dataset(count, 1000 * seed + place, scenario) for place, (split, count) in enumerate(splits)}
     )

@@ -3,12 +3,15 @@
 import transformers
 from packaging import version
 
-if version.parse(transformers.__version__) < version.parse("5.0.0"):
+# Earlier versions cannot load the processor, or do not copy all files of a local model.
+MIN_TRANSFORMERS = "5.10.4"
+if version.parse(transformers.__version__) < version.parse(MIN_TRANSFORMERS):
     raise ImportError(
-        f"HamLearning needs transformers 5 or newer and found {transformers.__version__}: pip install --upgrade 'transformers>=5'"
+        f"expected transformers {MIN_TRANSFORMERS} or newer, got {transformers.__version__}: "
+        f"run pip install --upgrade 'transformers>={MIN_TRANSFORMERS},<6'"
     )
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig  # noqa: E402, what an old version lacks is imported after the check
 
 LEVELS = ("global", "object", "spatial", "semantic")
 

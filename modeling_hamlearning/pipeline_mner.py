@@ -377,13 +377,13 @@ class MnerPipeline(Pipeline):
         return post if isinstance(post["image"], Image.Image) else threads.submit(self._open, post)
 
     def _open(self, post: dict[str, Any]) -> PreparedImage:
-        picture = self._load(post)
+        (picture,), (size,) = self.processor.load_reduced_images([post["image"]], names=[post["where"]], allow_urls=True)
         pixels = self.processor.image_processor(images=[picture], return_tensors="pt")["pixel_values"][0]
         return PreparedImage(
             key=hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
             pixels=pixels,
-            size=(picture.height, picture.width),
-            picture=picture if self.processor.needs_picture(post["boxes"]) else None,
+            size=size,
+            picture=picture if self.processor.needs_image(post["boxes"]) else None,
         )
 
     def _load(self, post: dict[str, Any]) -> Image.Image | None:
@@ -419,13 +419,7 @@ class MnerPipeline(Pipeline):
         given = {name: [post[name] for post in posts] for name in ("boxes", "box_labels", "box_scores")}
         shown = [picture and (picture.picture or picture.size) for picture in opened]
         regions = self.processor.extract_regions(shown, **given, names=[post["where"] for post in posts])
-        features = self.processor(
-            text=[post["words"] for post in posts],
-            image_sizes=sizes,
-            **{name: [region[name] for region in regions] for name in ("boxes", "box_labels", "box_scores")},
-            is_split_into_words=True,
-            return_tensors="pt",
-        )
+        features = self.processor.encode([post["words"] for post in posts], regions, sizes)
         present = [picture for picture in opened if picture is not None]
         return {
             "features": dict(features),

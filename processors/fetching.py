@@ -1,4 +1,4 @@
-"""Pictures from URLs that strangers wrote: with a time-out, a size limit, and public addresses only."""
+"""Images from URLs that strangers wrote: with a time-out, a size limit, and public addresses only."""
 
 from __future__ import annotations
 
@@ -13,8 +13,47 @@ import urllib.request
 
 TIMEOUT_SECONDS = 10
 MAX_BYTES = 20_000_000
-# Ranges that carry an IPv4 address inside an IPv6 one: where such a packet ends up is the inner address's business.
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# IPv6 networks whose addresses hold an IPv4 address, by which the packet is delivered in the end, and how many bits follow it.
+_EMBEDDED_IPV4 = [
+    (ipaddress.ip_network(network), bits_after)
+    for network, bits_after in (
+        ("64:ff9b::/96", 0),  # NAT64
+        ("::/96", 0),  # IPv4-compatible
+        ("::ffff:0:0/96", 0),  # IPv4-mapped
+        ("::ffff:0:0:0/96", 0),  # IPv4-translated
+        ("2002::/16", 80),  # 6to4
+    )
+]
+# Networks that are not the public internet's, whatever `is_global` says, which differs between versions of Python.
+_NOT_PUBLIC = [
+    ipaddress.ip_network(network)
+    for network in (
+        "0.0.0.0/8",  # this host
+        "100.64.0.0/10",  # shared by a provider's customers
+        "168.63.129.16/32",  # Azure's own services, seen by every machine there
+        "192.0.0.0/24",  # protocol assignments, among them NAT64 discovery and Oracle's and others' metadata
+        "192.0.2.0/24",  # documentation
+        "192.31.196.0/24",  # name servers' sinks
+        "192.52.193.0/24",  # relays
+        "192.88.99.0/24",  # relays of 6to4
+        "192.175.48.0/24",  # name servers' sinks
+        "198.18.0.0/15",  # benchmarks
+        "198.51.100.0/24",  # documentation
+        "203.0.113.0/24",  # documentation
+        "240.0.0.0/4",  # reserved
+        "::/96",  # IPv4-compatible, loopback and unspecified among them; never routed
+        "::ffff:0:0:0/96",  # IPv4-translated, used inside a network only
+        "64:ff9b:1::/48",  # NAT64 inside a network
+        "100::/64",  # discarded
+        "2001::/23",  # protocol assignments, among them Teredo, whose packets go to a relay and an IPv4 address
+        "2001:db8::/32",  # documentation
+        "3fff::/20",  # documentation
+        "5f00::/16",  # segment routing inside a network
+        "fc00::/7",  # private
+        "fe80::/10",  # this link
+        "fec0::/10",  # this site
+    )
+]
 
 
 class FetchError(ValueError):
@@ -89,21 +128,20 @@ def public_addresses(host: str, port: int) -> list[str]:
     Raises:
         FetchError: one of them is private, of this machine, or otherwise not the public internet's.
     """
-    addresses = [info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    addresses = [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     for address in addresses:
         if not _is_public(ipaddress.ip_address(address.partition("%")[0])):
-            raise FetchError(f"{host:.200} is {address}, which is not a public address; give the picture itself")
+            raise FetchError(f"{host:.200} is {address}, which is not a public address; give the image itself")
     return addresses
 
 
 def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour or (address.teredo and address.teredo[1])
-        if address in _NAT64:
-            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if inner is not None:
-            return _is_public(inner)
-    return address.is_global and not address.is_multicast
+    for network, bits_after in _EMBEDDED_IPV4:
+        if address in network and not _is_public(ipaddress.IPv4Address(int(address) >> bits_after & 0xFFFFFFFF)):
+            return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        return True  # the address within was checked above
+    return address.is_global and not address.is_multicast and not any(address in network for network in _NOT_PUBLIC)
 
 
 def _connect(connection: http.client.HTTPConnection) -> socket.socket:

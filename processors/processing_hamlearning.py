@@ -1,4 +1,4 @@
-"""PostSource to tensors: words to windows of sub-tokens, pictures to pixels, regions to boxes and label tokens."""
+"""Posts to tensors: words to windows of sub-tokens, images to pixels, regions to boxes and label tokens."""
 
 from __future__ import annotations
 
@@ -10,17 +10,27 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
-from .image_loading import ImageError, load_image
-from .image_processing_hamlearning import HamLearningImageProcessor  # noqa: F401  (saved with the processor)
-from .region_extraction import Regions, build_region_extractor, check_regions, keep_best, no_regions
+from .image_loading import ImageError, load_image, load_reduced
+from .image_processing_hamlearning import HamLearningImageProcessor, resize_target  # noqa: F401  (saved with the processor)
+from .region_extraction import (
+    REGION_FIELDS,
+    Regions,
+    build_region_extractor,
+    check_regions,
+    complete_region_config,
+    keep_best,
+    no_regions,
+)
 from .word_splitting import split_words
 
 # A tokenizer's model_max_length is 10^30 where nobody set it.
 DEFAULT_MAX_LENGTH, LARGEST_MAX_LENGTH = 512, 100_000
 # The share of a window that the next one repeats.
 WINDOW_OVERLAP = 0.25
-# What the encoder is shown of a word, and of a region's label: the rest says nothing more about an entity.
+# The encoder reads this much of a word, and of a region's label: the rest says nothing more about an entity.
 MAX_WORD_CHARACTERS, MAX_LABEL_TOKENS = 200, 8
+# Detectors resize the shorter side of an image to about this many pixels: it is not reduced below what they need.
+DETECTOR_SIDE = 800
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -30,15 +40,26 @@ class HamLearningProcessor(ProcessorMixin):
     Args:
         image_processor: [`HamLearningImageProcessor`].
         tokenizer: any fast tokenizer.
-        region_config (`dict`, *optional*): `{"name": "grid" | "precomputed" | "object-detection", "max_regions": 16,
-            …}` with the extractor's own options beside. Defaults to the grid.
+        region_config (`dict`, `list` or `str`, *optional*): `{"name": "anchors" | "grid" | "precomputed" |
+            "object-detection", "max_regions": 16, …}` with the extractor's options beside them; an extractor's name alone;
+            or a list of those, whose regions are joined. Defaults to the anchors, 14 boxes made for real photos.
         max_length (`int`, *optional*): sub-tokens of a window, special ones included; the tokenizer's own limit if unset.
+
+    >>> processor = HamLearningProcessor(tokenizer=tokenizer, image_processor=HamLearningImageProcessor())
+    >>> batch = processor(text=["Jordan at #NBA"], images=["court.jpg"])
+    >>> outputs = model(**batch)
     """
 
-    def __init__(self, image_processor=None, tokenizer=None, region_config: dict | None = None, max_length: int | None = None):
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        region_config: dict | list | str | None = None,
+        max_length: int | None = None,
+    ):
         if tokenizer is not None and not tokenizer.is_fast:
-            raise ValueError(f"{type(tokenizer).__name__} is slow: a fast tokenizer is needed to align words")
-        self.region_config = {"name": "grid", "max_regions": 16} | (region_config or {})
+            raise ValueError(f"expected a fast tokenizer, which aligns words, got {type(tokenizer).__name__}")
+        self.region_config = complete_region_config(region_config)
         self.max_length = max_length
         options = {name: value for name, value in self.region_config.items() if name != "max_regions"}
         self._extract = build_region_extractor(**options)
@@ -51,7 +72,6 @@ class HamLearningProcessor(ProcessorMixin):
         boxes: list | None = None,
         box_labels: list | None = None,
         box_scores: list | None = None,
-        image_sizes: list[tuple[int, int] | None] | None = None,
         is_split_into_words: bool = False,
         return_tensors: str = "pt",
     ) -> BatchFeature:
@@ -60,44 +80,54 @@ class HamLearningProcessor(ProcessorMixin):
         Args:
             text: a string, a list of strings, or lists of words; with `is_split_into_words` a list of strings is one
                 post's words.
-            images: a picture or `None` a post (path, bytes, PIL image).
+            images: an image or `None` a post, in any form that `load_image` takes but a URL.
             boxes, box_labels, box_scores: regions a post, in place of the extractor's; `None` for a post without.
-            image_sizes: in place of `images`, height and width of pictures whose features the model is given, `None` for
-                a post without; no `pixel_values` are made.
 
         Returns:
-            The model's inputs for B posts: `input_ids` and `attention_mask` (B, N, S), `word_positions` and `word_mask`
-            (B, W), `has_image` (B,) and, if any post has an image, `pixel_values` (B, 3, height, width), `image_sizes`
-            (B, 2), `region_boxes` (B, K, 4), `region_label_ids` (B, K, T), `region_mask` (B, K).
+            The model's inputs for B posts, as `encode` gives them.
 
         Raises:
             ValueError: naming the post and the field that is wrong.
         """
         if return_tensors != "pt":
-            raise ValueError(f'return_tensors: only "pt" is made, not {return_tensors!r}')
-        posts, single = self._posts(text, is_split_into_words)
-        images, *regions = (
-            self._per_post(field, value, len(posts), single)
-            for field, value in (
-                ("images", images), ("boxes", boxes), ("box_labels", box_labels), ("box_scores", box_scores)
-            )
-        )  # fmt: skip
-        pictures = self.load_images(images)
-        if image_sizes is None:
-            shown, image_sizes = pictures, [picture and (picture.height, picture.width) for picture in pictures]
-        elif any(picture is not None for picture in pictures):
-            raise ValueError("image_sizes: stands in place of images; give one of the two")
-        elif len(image_sizes) != len(posts):
-            raise ValueError(f"image_sizes: {len(image_sizes)} entries for {len(posts)} posts")
-        else:
-            shown = image_sizes
-        features = self._encode_text(posts)
+            raise ValueError(f'return_tensors: expected "pt", got {return_tensors!r}')
+        words, single = self._words(text, is_split_into_words)
+        images, boxes, box_labels, box_scores = (
+            self._per_post(field, value, len(words), single)
+            for field, value in zip(("images", *REGION_FIELDS), (images, boxes, box_labels, box_scores), strict=True)
+        )
+        images, image_sizes = self.load_reduced_images(images)
+        regions = self.extract_regions(images, boxes, box_labels, box_scores)
+        return self.encode(words, regions, image_sizes, images)
+
+    def encode(
+        self,
+        words: list[list[str]],
+        regions: list[Regions],
+        image_sizes: list[tuple[int, int] | None],
+        images: list[Image.Image | None] | None = None,
+    ) -> BatchFeature:
+        """Tensors of posts whose images are open and whose regions are known: the second half of `__call__`.
+
+        Args:
+            words: the words of each post.
+            regions: of each post, as `extract_regions` gives them.
+            image_sizes: height and width of each post's original image, `None` for a post without one.
+            images: each post's image, or `None`. Left out where the model is given the images' features: then no
+                `pixel_values` are made.
+
+        Returns:
+            The model's inputs for B posts: `input_ids` and `attention_mask` (B, N, S), `word_positions` and `word_mask`
+            (B, W), `has_image` (B,) and, if any post has an image, `pixel_values` (B, 3, height, width), `image_sizes`
+            (B, 2), `region_boxes` (B, K, 4), `region_label_ids` (B, K, T), `region_mask` (B, K).
+        """
+        features = self._encode_text(words)
         has_image = features["has_image"] = torch.tensor([size is not None for size in image_sizes], dtype=torch.bool)
         if has_image.any():
-            if shown is pictures:
-                features["pixel_values"] = self._encode_images(pictures, has_image)
+            if images is not None:
+                features["pixel_values"] = self._encode_images(images, has_image)
             features["image_sizes"] = torch.tensor([size or (1, 1) for size in image_sizes]).float()
-            features |= self._encode_regions(self.extract_regions(shown, *regions))
+            features |= self._encode_regions(regions)
         return BatchFeature(features)
 
     @staticmethod
@@ -107,19 +137,50 @@ class HamLearningProcessor(ProcessorMixin):
 
     @staticmethod
     def load_image(image: Any, **options) -> Image.Image:
-        """A picture as the model sees it: see `image_loading.load_image`."""
+        """An image upright and in RGB: see `image_loading.load_image`."""
         return load_image(image, **options)
 
     def load_images(self, images: list, names: list[str] | None = None, allow_urls: bool = False) -> list[Image.Image | None]:
-        """Open the pictures of posts; an error names the post (`names[i]`, or its place)."""
+        """Open the images of posts at their full size.
+
+        Raises:
+            ImageError: naming the post (`names[i]`, or its place).
+        """
+        return self._load_images(images, names, allow_urls, None)[0]
+
+    def load_reduced_images(
+        self, images: list, names: list[str] | None = None, allow_urls: bool = False
+    ) -> tuple[list[Image.Image | None], list[tuple[int, int] | None]]:
+        """Open the images of posts for the model: what is much larger than the model's input is reduced while decoded.
+
+        Returns:
+            The images, and height and width of their originals; `None` for a post without.
+
+        Raises:
+            ImageError: naming the post (`names[i]`, or its place).
+        """
+        return self._load_images(images, names, allow_urls, self.target_size)
+
+    @property
+    def target_size(self) -> tuple[int, int] | None:
+        """The least height and width that the image processor and the region extractor need; `None` where it is not known."""
+        size = resize_target(self.image_processor)
+        if size is None or not self._extract.reads_images:
+            return size
+        return max(size[0], DETECTOR_SIDE), max(size[1], DETECTOR_SIDE)
+
+    @staticmethod
+    def _load_images(images: list, names: list[str] | None, allow_urls: bool, target_size: tuple[int, int] | None):
         names = names or [f"post {index}" for index in range(len(images))]
-        opened = []
+        opened, sizes = [], []
         for image, name in zip(images, names, strict=True):
             try:
-                opened.append(None if image is None else load_image(image, allow_urls=allow_urls))
+                image, size = (None, None) if image is None else load_reduced(image, target_size, allow_urls=allow_urls)
             except ImageError as error:
                 raise ImageError(f"{name}, field image: {error}") from error
-        return opened
+            opened.append(image)
+            sizes.append(size)
+        return opened, sizes
 
     def extract_regions(
         self,
@@ -129,51 +190,54 @@ class HamLearningProcessor(ProcessorMixin):
         box_scores: list | None = None,
         names: list[str] | None = None,
     ) -> list[Regions]:
-        """Regions of posts: those given, else those of the extractor; none where the image is `None`. At most
-        `max_regions`. Where `needs_picture` says no, anything else may stand for an image.
+        """Regions of posts: those that come with a post, else those of the extractor, at most `max_regions`; none where the
+        image is `None`. Where `needs_image` says no, anything else may stand for an image.
+
+        Raises:
+            ValueError: naming the post (`names[i]`, or its place) and the field.
         """
         count = len(images)
         names = names or [f"post {index}" for index in range(count)]
         boxes, box_labels, box_scores = (value or [None] * count for value in (boxes, box_labels, box_scores))
-        wanted = [place for place in range(count) if images[place] is not None and boxes[place] is None]
-        for place in wanted:
-            if self.needs_picture(None) and not isinstance(images[place], Image.Image):
-                raise ValueError(f"{names[place]}, field boxes: are missing, and without the picture none can be found")
-        found = dict(zip(wanted, self._extract([images[place] for place in wanted]), strict=True))
-        regions = []
+        without_boxes = [place for place in range(count) if images[place] is not None and boxes[place] is None]
+        for place in without_boxes:
+            if self.needs_image(None) and not isinstance(images[place], Image.Image):
+                raise ValueError(f"{names[place]}, field boxes: expected boxes, or the image itself to find them in, got neither")
+        extracted = self._extract([images[place] for place in without_boxes])
+        regions = dict(zip(without_boxes, extracted, strict=True))
         for place in range(count):
             if boxes[place] is not None:
-                given = check_regions(boxes[place], box_labels[place], box_scores[place], names[place])
-                found[place] = given if images[place] is not None else no_regions()
+                checked = check_regions(boxes[place], box_labels[place], box_scores[place], names[place])
+                regions[place] = checked if images[place] is not None else no_regions()
             elif box_labels[place] is not None or box_scores[place] is not None:
-                raise ValueError(f"{names[place]}, field boxes: there are labels or scores but no boxes")
-            regions.append(keep_best(found.get(place, no_regions()), self.region_config["max_regions"]))
-        return regions
+                raise ValueError(f"{names[place]}, field boxes: expected boxes beside the labels or scores, got None")
+        max_regions = self.region_config["max_regions"]
+        return [keep_best(regions.get(place, no_regions()), max_regions) for place in range(count)]
 
-    def needs_picture(self, boxes: list | None) -> bool:
-        """Whether the picture itself has to be looked at to find the regions of a post that comes with these boxes."""
-        return boxes is None and self._extract.reads_pictures
+    def needs_image(self, boxes: list | None) -> bool:
+        """Whether the regions of a post that comes with these boxes are found by looking at its image."""
+        return boxes is None and self._extract.reads_images
 
     @staticmethod
-    def _posts(text: Any, is_split_into_words: bool) -> tuple[list[list[str]], bool]:
-        """Every post as a list of words, and whether a single one was given."""
+    def _words(text: Any, is_split_into_words: bool) -> tuple[list[list[str]], bool]:
+        """Every post as a list of words, and whether it is a single one."""
         if isinstance(text, str) and not is_split_into_words:
             return [split_words(text)[0]], True
         if not isinstance(text, list | tuple):
-            raise ValueError(f"text: a string, strings or lists of words are wanted, not {type(text).__name__}")
+            raise ValueError(f"text: expected a string, strings or lists of words, got {type(text).__name__}")
         if len(text) == 0:
-            raise ValueError("text: an empty list; at least one post is wanted")
+            raise ValueError("text: expected at least one post, got an empty list")
         single = is_split_into_words and all(isinstance(item, str) for item in text)
         items = [list(text)] if single else list(text)
-        posts = []
+        words = []
         for index, item in enumerate(items):
             if isinstance(item, str) and not is_split_into_words:
-                posts.append(split_words(item)[0])
+                words.append(split_words(item)[0])
             elif isinstance(item, list | tuple) and all(isinstance(word, str) for word in item):
-                posts.append(list(item))
+                words.append(list(item))
             else:
-                raise ValueError(f"post {index}, field text: a string or a list of words is wanted, not {item!r:.80}")
-        return posts, single
+                raise ValueError(f"post {index}, field text: expected a string or a list of words, got {item!r:.80}")
+        return words, single
 
     @staticmethod
     def _per_post(field: str, value: Any, num_posts: int, single: bool) -> list:
@@ -185,75 +249,64 @@ class HamLearningProcessor(ProcessorMixin):
         elif single and field != "images" and not (is_list and len(value) == 1 and _is_nested(field, value[0])):
             value = [value]
         elif not is_list:
-            raise ValueError(f"{field}: a list with one entry a post is wanted, not {type(value).__name__}")
+            raise ValueError(f"{field}: expected a list with one entry a post, got {type(value).__name__}")
         if len(value) != num_posts:
-            raise ValueError(f"{field}: {len(value)} entries for {num_posts} posts")
+            raise ValueError(f"{field}: expected one entry a post, got {len(value)} entries for {num_posts} posts")
         return list(value)
 
     @property
     def window_length(self) -> int:
         """Sub-tokens of a window, special ones included."""
-        own = self.tokenizer.model_max_length
-        return self.max_length or (own if own < LARGEST_MAX_LENGTH else DEFAULT_MAX_LENGTH)
+        limit = self.tokenizer.model_max_length
+        return self.max_length or (limit if limit < LARGEST_MAX_LENGTH else DEFAULT_MAX_LENGTH)
 
     def _encode_text(self, posts: list[list[str]]) -> dict[str, torch.Tensor]:
-        """Windows of all posts, and where in its post's N·S sub-tokens each word begins."""
-        limit = self.window_length
-        content = limit - self.tokenizer.num_special_tokens_to_add()
-        if content < 4:
-            raise ValueError(f"max_length {limit}: a window of {content} sub-tokens is too short")
-        overlap = int(content * WINDOW_OVERLAP)
+        """Windows of all posts, and where among its post's N·S sub-tokens each word begins.
+
+        The tokenizer returns the windows of all posts in one list, a post's own one after another; here they become a
+        dimension of their own, (B, N, S), filled up with windows of padding.
+        """
+        length = self.window_length
+        num_content = length - self.tokenizer.num_special_tokens_to_add()
+        if num_content < 4:
+            raise ValueError(f"max_length: expected room for at least 4 sub-tokens a window, got {num_content} of {length}")
+        overlap = int(num_content * WINDOW_OVERLAP)
         encoded = self.tokenizer(
             [[_SURROGATE.sub("\ufffd", word[:MAX_WORD_CHARACTERS]) for word in words] for words in posts],
             is_split_into_words=True,
             padding=True,
             truncation=True,
-            max_length=limit,
+            max_length=length,
             stride=overlap,
             return_overflowing_tokens=True,
             return_attention_mask=True,
         )
-        post = np.asarray(encoded["overflow_to_sample_mapping"], dtype=np.int64)
-        window = np.arange(len(post)) - np.searchsorted(post, post)
-        word = np.array([[-1 if w is None else w for w in e.word_ids] for e in encoded.encodings], dtype=np.int64)
-        word = word.reshape(len(post), -1)
-        num_posts, num_windows, length = len(posts), int(window.max(initial=0)) + 1, max(1, word.shape[1])
-        num_words = max(map(len, posts), default=0)
+        window_posts = np.asarray(encoded["overflow_to_sample_mapping"], dtype=np.int64)
+        # A window's number within its post: its place in the list less that of the post's first window.
+        windows = np.arange(len(window_posts)) - np.searchsorted(window_posts, window_posts)
+        word_ids = np.array([[-1 if w is None else w for w in e.word_ids] for e in encoded.encodings], dtype=np.int64)
+        word_ids = word_ids.reshape(len(window_posts), -1)
+        num_words = np.array([len(words) for words in posts], dtype=np.int64)
+        word_mask = np.arange(num_words.max(initial=0)) < num_words[:, None]
 
-        # Content tokens are numbered through the whole post, so that a word's first one is known in every window.
-        is_content = word >= 0
-        column = np.cumsum(is_content, axis=1) - 1
-        number = window[:, None] * (content - overlap) + column
-        context = np.minimum(column, is_content.sum(1, keepdims=True) - 1 - column)
-        at = np.nonzero(is_content)
-        of = (post[at[0]], word[at])
-        first = np.full((num_posts, num_words), np.iinfo(np.int64).max)
-        np.minimum.at(first, of, number[at])
-        begins = number[at] == first[of]
-        # The window that shows most around the word, the earlier one of equals: written last.
-        order = np.lexsort((-window[at[0]], context[at]))
-        order = order[begins[order]]
-        word_positions = np.full((num_posts, num_words), -1, dtype=np.int64)
-        word_positions[of[0][order], of[1][order]] = (window[at[0]] * length + at[1])[order]
-
-        input_ids = np.full((num_posts, num_windows, length), self.tokenizer.pad_token_id or 0, dtype=np.int64)
-        attention_mask = np.zeros_like(input_ids)
-        if word.shape[1]:
-            input_ids[post, window] = encoded["input_ids"]
-            attention_mask[post, window] = encoded["attention_mask"]
-        word_mask = np.arange(num_words) < np.array([len(words) for words in posts], dtype=np.int64)[:, None]
+        shape = (len(posts), int(windows.max(initial=0)) + 1, max(1, word_ids.shape[1]))
+        input_ids = np.full(shape, self.tokenizer.pad_token_id or 0, dtype=np.int64)
+        attention_mask = np.zeros(shape, dtype=np.int64)
+        if word_ids.shape[1]:
+            input_ids[window_posts, windows] = encoded["input_ids"]
+            attention_mask[window_posts, windows] = encoded["attention_mask"]
         arrays = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
-            "word_positions": word_positions,
+            "word_positions": _word_positions(word_ids, window_posts, windows, num_content - overlap, word_mask.shape),
             "word_mask": word_mask,
         }
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def _encode_images(self, pictures: list, has_image: torch.Tensor) -> torch.Tensor:
-        present = [picture for picture in pictures if picture is not None]
+    def _encode_images(self, images: list[Image.Image | None], has_image: torch.Tensor) -> torch.Tensor:
+        present = [image for image in images if image is not None]
         pixels = self.image_processor(images=present, return_tensors="pt")["pixel_values"]
-        pixel_values = pixels.new_zeros(len(pictures), *pixels.shape[1:])
+        pixel_values = pixels.new_zeros(len(images), *pixels.shape[1:])
         pixel_values[has_image] = pixels
         return pixel_values
 
@@ -266,10 +319,10 @@ class HamLearningProcessor(ProcessorMixin):
         labels = [label for region in regions for label in region["box_labels"]]
         pad = self.tokenizer.pad_token_id or 0
         # Every distinct label once: a batch has few.
-        names, which = np.unique(np.array(labels, dtype=object), return_inverse=True) if labels else ([], [])
-        tokens = [self._label_tokens(name) for name in names]
+        distinct, which = np.unique(np.array(labels, dtype=object), return_inverse=True) if labels else ([], [])
+        tokens = [self._label_tokens(label) for label in distinct]
         longest = max(map(len, tokens), default=0)
-        table = np.array([row + [pad] * (longest - len(row)) for row in tokens], dtype=np.int64).reshape(len(tokens), longest)
+        table = np.array([ids + [pad] * (longest - len(ids)) for ids in tokens], dtype=np.int64).reshape(len(tokens), longest)
         label_ids = np.full((len(regions), num_regions, longest), pad, dtype=np.int64)
         if labels:
             label_ids[mask] = table[which]
@@ -308,3 +361,47 @@ def _is_nested(field: str, value: Any) -> bool:
     if not isinstance(value, list | tuple):
         return False
     return field != "boxes" or len(value) == 0 or isinstance(value[0], list | tuple)
+
+
+def _word_positions(
+    word_ids: np.ndarray, window_posts: np.ndarray, windows: np.ndarray, step: int, shape: tuple[int, int]
+) -> np.ndarray:
+    """Where among its post's N·S sub-tokens each word begins, (B, W); −1 for a word without a sub-token.
+
+    Windows overlap, so a word's first sub-token may lie in two of them. The position is the one with most context, that
+    is with most sub-tokens on its poorer side; of equals, the one in the earlier window.
+
+    Example: ten words of one sub-token each, windows of S = 10 with 8 sub-tokens between [CLS] and [SEP], a step of 6:
+
+        window 0:  [CLS] 0 1 2 3 4 5 6 7 [SEP]
+        window 1:  [CLS] 6 7 8 9 [SEP] [PAD] [PAD] [PAD] [PAD]
+
+    Word 6 has one sub-token after it in window 0 and none before it in window 1: window 0 is taken, position 7. Word 7 has
+    none after it in window 0, and one before it and two after it in window 1: window 1 is taken, position 10 + 2. The result
+    is [1, 2, 3, 4, 5, 6, 7, 12, 13, 14].
+
+    Args:
+        word_ids: (windows, S), the word of each sub-token in its post, −1 for special ones and padding.
+        window_posts: (windows,), the post of each window, ascending.
+        windows: (windows,), the number of each window within its post.
+        step: sub-tokens from the beginning of one window to that of the next.
+        shape: (B, W).
+    """
+    is_content = word_ids >= 0
+    places_in_window = np.cumsum(is_content, axis=1) - 1
+    places_in_post = windows[:, None] * step + places_in_window
+    contexts = np.minimum(places_in_window, is_content.sum(1, keepdims=True) - 1 - places_in_window)
+
+    # From here on one entry a sub-token that belongs to a word.
+    row, column = np.nonzero(is_content)
+    post, word = window_posts[row], word_ids[row, column]
+    place, context = places_in_post[row, column], contexts[row, column]
+    first_places = np.full(shape, np.iinfo(np.int64).max)
+    np.minimum.at(first_places, (post, word), place)
+
+    # Worst first, so that the best position of a word is written last.
+    order = np.lexsort((-windows[row], context))
+    order = order[place[order] == first_places[post[order], word[order]]]
+    positions = np.full(shape, -1, dtype=np.int64)
+    positions[post[order], word[order]] = windows[row[order]] * word_ids.shape[1] + column[order]
+    return positions

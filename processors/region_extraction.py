@@ -1,63 +1,111 @@
-"""Regions of a picture: found by a detector, given with the post, or a plain grid."""
+"""Regions of an image: found by a detector, precomputed with the post, or boxes that are the same for every image."""
 
 from __future__ import annotations
 
-import math
+import inspect
+import sys
 from typing import Any
 
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
+REGION_FIELDS = ("boxes", "box_labels", "box_scores")
 Regions = dict[str, list]
-"""`boxes` [[x1, y1, x2, y2]] in [0, 1], `box_labels` [str], `box_scores` [float]: of one picture."""
+"""`boxes` [[x1, y1, x2, y2]] in [0, 1], `box_labels` [str], `box_scores` [float] of one image."""
+
+# More regions of an image than anybody needs: a config from a stranger may ask for any number.
+MAX_REGIONS, DEFAULT_MAX_REGIONS = 1024, 16
 
 
 def no_regions() -> Regions:
-    return {"boxes": [], "box_labels": [], "box_scores": []}
+    return {field: [] for field in REGION_FIELDS}
 
 
-class GridRegionExtractor:
-    """`"grid"`: rows × columns equal cells without a label. Needs no weights."""
+class FixedRegionExtractor:
+    """The same boxes, without labels, for every image. Base of the extractors that need no weights."""
 
-    reads_pictures = False
+    reads_images = False
+
+    def __init__(self, boxes: list[list[float]], score: float):
+        self.regions: Regions = {"boxes": boxes, "box_labels": [""] * len(boxes), "box_scores": [score] * len(boxes)}
+
+    def __call__(self, images: list) -> list[Regions]:
+        return [{field: list(values) for field, values in self.regions.items()} for _ in images]
+
+
+class GridRegionExtractor(FixedRegionExtractor):
+    """`"grid"`: rows × columns equal cells that do not overlap.
+
+    Real photos need larger boxes: for 5 % of the 1,848 boxed entities of real tweets (see `AnchorRegionExtractor`) any cell
+    of the 2 × 2 grid reaches an IoU of 0.5.
+    """
 
     def __init__(self, rows: int = 2, columns: int = 2):
-        self.regions = {
-            "boxes": [
+        rows, columns = whole_number("rows", rows, 1), whole_number("columns", columns, 1)
+        if rows * columns > MAX_REGIONS:
+            raise ValueError(f"region_config: expected at most {MAX_REGIONS} cells in the grid, got {rows} x {columns}")
+        super().__init__(
+            [
                 [column / columns, row / rows, (column + 1) / columns, (row + 1) / rows]
                 for row in range(rows)
                 for column in range(columns)
             ],
-            "box_labels": [""] * (rows * columns),
-            "box_scores": [1.0] * (rows * columns),
-        }
+            score=1.0,
+        )
 
-    def __call__(self, images: list[Image.Image]) -> list[Regions]:
-        return [{name: list(value) for name, value in self.regions.items()} for _ in images]
+
+class AnchorRegionExtractor(FixedRegionExtractor):
+    """`"anchors"`: 14 boxes of the sizes and places that people and things have in photos.
+
+    The whole image, three columns of half its width, three bands of half its height, three columns of a third and four of a
+    quarter of its width. For 75.9 % of the 1,848 boxed entities of 1,000 real tweets (`entity_boxes.jsonl` of the phototweets
+    set) any of them has an IoU of at least 0.5 with one of the entity's boxes; the whole image alone has 51.0 %. They score
+    0, because nobody saw anything there: beside a detector's regions they come last.
+    """
+
+    # Width and height of the boxes, and how many of them lie side by side and one above the other, edge to edge.
+    LAYERS = ((1, 1, 1, 1), (1 / 2, 3 / 4, 3, 1), (4 / 5, 1 / 2, 1, 3), (1 / 3, 3 / 4, 3, 1), (1 / 4, 1 / 2, 4, 1))
+
+    def __init__(self):
+        boxes = []
+        for width, height, across, down in self.LAYERS:
+            for y1 in _starts(height, down):
+                boxes += [[x1, y1, x1 + width, y1 + height] for x1 in _starts(width, across)]
+        super().__init__([[round(side, 6) for side in box] for box in boxes], score=0.0)
+
+
+def _starts(length: float, count: int) -> list[float]:
+    """Where `count` equal pieces of [0, 1] begin, the first at 0 and the last up to 1; a single one lies in the middle."""
+    space = 1 - length
+    return [space / 2] if count == 1 else [space * place / (count - 1) for place in range(count)]
 
 
 class PrecomputedRegionExtractor:
     """`"precomputed"`: only what comes with the post."""
 
-    reads_pictures = False
+    reads_images = False
 
-    def __call__(self, images: list[Image.Image]) -> list[Regions]:
+    def __call__(self, images: list) -> list[Regions]:
         return [no_regions() for _ in images]
 
 
 class ObjectDetectionRegionExtractor:
     """`"object-detection"`: any `AutoModelForObjectDetection` checkpoint, loaded when first needed.
 
+    Images are never padded to a common canvas: a detector that takes no mask (YOLOS) gives its boxes as fractions of the
+    canvas, and every detector's boxes would depend a little on the images beside. Images that the detector's processor
+    resizes to equal sizes share a batch.
+
     Args:
-        model: Hub name or folder. Safetensors only, and no code of its own is run.
+        model: Hub name or folder. Only safetensors are loaded, and no code of the checkpoint is run.
         revision: commit, tag or branch of the checkpoint.
         threshold: least score of a region.
-        batch_size: pictures detected at once.
+        batch_size: the most images that are detected at once.
         device: where the detector runs.
     """
 
-    reads_pictures = True
+    reads_images = True
 
     def __init__(
         self,
@@ -67,8 +115,10 @@ class ObjectDetectionRegionExtractor:
         batch_size: int = 8,
         device: str | None = None,
     ):
-        self.model_name, self.revision = model, revision
-        self.threshold, self.batch_size = threshold, batch_size
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+            raise ValueError(f"region_config: expected a number as threshold, got {threshold!r:.80}")
+        self.model_name, self.revision, self.threshold = model, revision, threshold
+        self.batch_size = whole_number("batch_size", batch_size, 1)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._detector = None
 
@@ -85,82 +135,172 @@ class ObjectDetectionRegionExtractor:
         if not images:
             return []
         processor, model = self._load()
-        found = []
+        unpadded = {"do_pad": False} if hasattr(processor, "do_pad") else {}
+        regions = [no_regions() for _ in images]
         for first in range(0, len(images), self.batch_size):
-            batch = images[first : first + self.batch_size]
-            outputs = model(**processor(images=batch, return_tensors="pt").to(self.device))
-            # Boxes in [0, 1]: every picture counts as one pixel wide and high.
-            detected = processor.post_process_object_detection(
-                outputs, threshold=self.threshold, target_sizes=[(1, 1)] * len(batch)
-            )
-            for regions in detected:
-                found.append(
-                    {
-                        "boxes": regions["boxes"].clamp(0, 1).tolist(),
-                        "box_labels": [model.config.id2label[index] for index in regions["labels"].tolist()],
-                        "box_scores": regions["scores"].tolist(),
-                    }
+            pixels_by_shape: dict[torch.Size, dict[int, torch.Tensor]] = {}
+            for place, image in enumerate(images[first : first + self.batch_size], start=first):
+                pixels = processor(images=[image], return_tensors="pt", **unpadded)["pixel_values"]
+                pixels_by_shape.setdefault(pixels.shape, {})[place] = pixels
+            for batch in pixels_by_shape.values():
+                outputs = model(pixel_values=torch.cat(list(batch.values())).to(self.device))
+                # Boxes in [0, 1]: every image counts as one pixel wide and high.
+                detections = processor.post_process_object_detection(
+                    outputs, threshold=self.threshold, target_sizes=[(1, 1)] * len(batch)
                 )
-        return found
+                for place, detection in zip(batch, detections, strict=True):
+                    regions[place] = {
+                        "boxes": detection["boxes"].clamp(0, 1).tolist(),
+                        "box_labels": [model.config.id2label[index] for index in detection["labels"].tolist()],
+                        "box_scores": detection["scores"].tolist(),
+                    }
+        return regions
+
+
+class JoinedRegionExtractor:
+    """`"joined"`: the regions of several extractors, equal boxes merged.
+
+    Of equal boxes the one of best score stays. Boxes of extractors that do not look at the image score 0, so that a bound on
+    the number of regions keeps them last.
+
+    Args:
+        extractors: a `region_config` each; its `max_regions` bounds what that extractor adds.
+    """
+
+    def __init__(self, extractors: list):
+        if not isinstance(extractors, list | tuple) or not extractors:
+            raise ValueError(f"region_config: expected a list of extractors to join, got {extractors!r:.80}")
+        configs = [complete_region_config(config) for config in extractors]
+        self.max_regions = [config.pop("max_regions") for config in configs]
+        self.extractors = [build_region_extractor(**config) for config in configs]
+        self.reads_images = any(extractor.reads_images for extractor in self.extractors)
+
+    def __call__(self, images: list) -> list[Regions]:
+        parts = []
+        for extractor, max_regions in zip(self.extractors, self.max_regions, strict=True):
+            part = [keep_best(regions, max_regions) for regions in extractor(images)]
+            if not extractor.reads_images:
+                part = [regions | {"box_scores": [0.0] * len(regions["boxes"])} for regions in part]
+            parts.append(part)
+        return [_join(image_parts) for image_parts in zip(*parts, strict=True)]
+
+
+def _join(parts: tuple[Regions, ...]) -> Regions:
+    """One image's regions in order, of equal boxes only the one of best score (the first of equal scores)."""
+    joined: dict[tuple, tuple] = {}
+    for part in parts:
+        for box, label, score in zip(*(part[field] for field in REGION_FIELDS), strict=True):
+            key = tuple(round(side, 4) for side in box)
+            if key not in joined or score > joined[key][2]:
+                joined[key] = (box, label, score)
+    return {field: [region[place] for region in joined.values()] for place, field in enumerate(REGION_FIELDS)}
 
 
 REGION_EXTRACTORS = {
+    "anchors": AnchorRegionExtractor,
     "grid": GridRegionExtractor,
     "precomputed": PrecomputedRegionExtractor,
     "object-detection": ObjectDetectionRegionExtractor,
+    "joined": JoinedRegionExtractor,
 }
 
 
+def whole_number(field: str, value: Any, least: int, most: int | None = None) -> int:
+    """The value, if it is a whole number in this range.
+
+    Raises:
+        ValueError: naming the field of `region_config`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        bounds = f"≥ {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"region_config: expected a whole number {bounds} as {field}, got {value!r:.80}")
+    return value
+
+
+def complete_region_config(config: dict | list | str | None) -> dict[str, Any]:
+    """A region config as it is saved: `{"name": …, "max_regions": …, and the extractor's options}`.
+
+    Args:
+        config: such a dict, in which `name` and `max_regions` may be missing; an extractor's name alone; a list of those,
+            whose regions are joined; or `None` for the default, the 14 anchors.
+
+    Raises:
+        ValueError: saying what is wrong in it.
+    """
+    if isinstance(config, str):
+        config = {"name": config}
+    elif isinstance(config, list | tuple):
+        config = {"name": "joined", "extractors": list(config)}
+    elif config is not None and not isinstance(config, dict):
+        raise ValueError(f"region_config: expected a dict, a name or a list of those, got {config!r:.80}")
+    complete = {"name": "anchors", "max_regions": DEFAULT_MAX_REGIONS} | (config or {})
+    whole_number("max_regions", complete["max_regions"], 0, MAX_REGIONS)
+    return complete
+
+
 def build_region_extractor(name: str, **options):
-    """The extractor of that name; raises `ValueError` for an unknown one."""
-    if name not in REGION_EXTRACTORS:
+    """The extractor of that name with its options; `max_regions` is not one of them.
+
+    Raises:
+        ValueError: an unknown name or option, or an option's value that cannot be.
+    """
+    if not isinstance(name, str) or name not in REGION_EXTRACTORS:
         raise ValueError(f'region_config: unknown extractor "{name}", known are {sorted(REGION_EXTRACTORS)}')
+    parameters = inspect.signature(REGION_EXTRACTORS[name]).parameters
+    if unknown := sorted(set(options) - set(parameters)):
+        raise ValueError(f'region_config: unknown options {unknown} of "{name}", known are {sorted(parameters)}')
+    required = {field for field, parameter in parameters.items() if parameter.default is parameter.empty}
+    if missing := sorted(required - set(options)):
+        raise ValueError(f'region_config: "{name}" needs {", ".join(missing)}')
     return REGION_EXTRACTORS[name](**options)
 
 
 def check_regions(boxes: Any, box_labels: Any, box_scores: Any, where: str) -> Regions:
-    """Regions given with a post, checked and clipped to the picture. `where` names the post in errors."""
-    given = {"boxes": boxes, "box_labels": box_labels, "box_scores": box_scores}
-    for field, values in given.items():
-        given[field] = values = values.tolist() if hasattr(values, "tolist") else values
+    """Regions that came with a post, checked and clipped to the image. `where` names the post in errors.
+
+    Raises:
+        ValueError: naming post, field and box.
+    """
+    fields = dict(zip(REGION_FIELDS, (boxes, box_labels, box_scores), strict=True))
+    for field, values in fields.items():
+        fields[field] = values = values.tolist() if hasattr(values, "tolist") else values
         if values is not None and not isinstance(values, list | tuple):
-            raise ValueError(f"{where}, field {field}: a list is wanted, not {values!r:.80}")
-    boxes, box_labels, box_scores = given.values()
+            raise ValueError(f"{where}, field {field}: expected a list, got {values!r:.80}")
+    boxes, box_labels, box_scores = fields.values()
     if boxes is None:
-        raise ValueError(f"{where}, field boxes: a list is wanted, not None")
+        raise ValueError(f"{where}, field boxes: expected a list, got None")
     boxes = [box.tolist() if hasattr(box, "tolist") else list(box) if isinstance(box, tuple) else box for box in boxes]
     box_labels = [""] * len(boxes) if box_labels is None else ["" if label is None else label for label in box_labels]
     box_scores = [1.0] * len(boxes) if box_scores is None else list(box_scores)
     for field, values in (("box_labels", box_labels), ("box_scores", box_scores)):
         if len(values) != len(boxes):
-            raise ValueError(f"{where}, field {field}: {len(values)} values for {len(boxes)} boxes")
-    checked = []
-    for index, box in enumerate(boxes):
-        field = f"{where}, field boxes, box {index}"
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
-            raise ValueError(f"{field}: four numbers x1, y1, x2, y2 are wanted, not {box!r:.80}")
-        try:
-            x1, y1, x2, y2 = (float(side) for side in box)
-        except OverflowError as error:
-            raise ValueError(f"{field}: {str(box):.80} has a number without bound") from error
-        if not all(math.isfinite(side) for side in (x1, y1, x2, y2)):
-            raise ValueError(f"{field}: {box} has a value that is not finite")
-        if x1 > x2 or y1 > y2:
-            raise ValueError(f"{field}: {box} is reversed; x1 ≤ x2 and y1 ≤ y2 are wanted")
-        if max(abs(side) for side in (x1, y1, x2, y2)) > 2:
-            raise ValueError(f"{field}: {box} looks like pixels; fractions of the picture in [0, 1] are wanted")
-        checked.append([min(max(side, 0.0), 1.0) for side in (x1, y1, x2, y2)])
+            raise ValueError(f"{where}, field {field}: expected one value a box, got {len(values)} values for {len(boxes)} boxes")
+    checked_boxes = [_check_box(box, f"{where}, field boxes, box {index}") for index, box in enumerate(boxes)]
     for index, label in enumerate(box_labels):
         if not isinstance(label, str):
-            raise ValueError(f"{where}, field box_labels, box {index}: a string is wanted, not {label!r:.80}")
+            raise ValueError(f"{where}, field box_labels, box {index}: expected a string, got {label!r:.80}")
     for index, score in enumerate(box_scores):
         if not isinstance(score, int | float) or not -1e30 < score < 1e30:
-            raise ValueError(f"{where}, field box_scores, box {index}: a finite number is wanted, not {score!r:.80}")
-    return {"boxes": checked, "box_labels": list(box_labels), "box_scores": [float(score) for score in box_scores]}
+            raise ValueError(f"{where}, field box_scores, box {index}: expected a finite number, got {score!r:.80}")
+    return {"boxes": checked_boxes, "box_labels": box_labels, "box_scores": [float(score) for score in box_scores]}
+
+
+def _check_box(box: Any, where: str) -> list[float]:
+    """A box of four numbers, clipped to the image."""
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
+        raise ValueError(f"{where}: expected four numbers x1, y1, x2, y2, got {box!r:.80}")
+    if not all(abs(side) <= sys.float_info.max for side in box):  # false for nan; Python's whole numbers have no bound
+        raise ValueError(f"{where}: expected finite numbers, got {str(box):.80}, where one is not finite")
+    x1, y1, x2, y2 = (float(side) for side in box)
+    if x1 > x2 or y1 > y2:
+        raise ValueError(f"{where}: expected x1 ≤ x2 and y1 ≤ y2, got the reversed {box}")
+    if max(abs(side) for side in (x1, y1, x2, y2)) > 2:
+        raise ValueError(f"{where}: expected fractions of the image in [0, 1], got {box}, which looks like pixels")
+    return [min(max(side, 0.0), 1.0) for side in (x1, y1, x2, y2)]
 
 
 def keep_best(regions: Regions, max_regions: int) -> Regions:
     """The `max_regions` of highest score, in the order they came."""
     ranked = sorted(range(len(regions["boxes"])), key=lambda index: -regions["box_scores"][index])
-    kept = sorted(ranked[:max_regions])
-    return {name: [values[index] for index in kept] for name, values in regions.items()}
+    best = sorted(ranked[:max_regions])
+    return {field: [values[index] for index in best] for field, values in regions.items()}

@@ -14,7 +14,6 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -22,14 +21,12 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from tests.tiny_model import tiny_model
-from training.checkpoints import OutputError, checkpoints, is_complete
-from training.trainer import MnerTrainer, NotFiniteError
+from mner_data.files import OutputError
+from training.checkpoints import checkpoints, is_complete
 
 from .test_train import SMALL, run
 
 ROOT = Path(__file__).resolve().parents[1]
-REAL = os.environ.get("HAMLEARNING_DATA")
 SHORT = ("--max_steps", "2", "--eval_strategy", "no", "--do_eval", "false", "--save_strategy", "steps",
          "--save_steps", "1", "--save_total_limit", "9")  # fmt: skip
 KILLS = 10
@@ -111,15 +108,14 @@ def kill_and_compare(tmp_path: Path, arguments: list[str], seed: int, wanted: in
 
 
 @pytest.mark.slow
-def test_killed_ten_times_on_planted_posts(tmp_path):
+def test_killed_ten_times_on_synthetic_posts(tmp_path):
     kill_and_compare(tmp_path, [*SMALL, "--max_steps", "600", "--eval_strategy", "no", "--save_strategy", "steps",
                                 "--save_steps", "7", "--save_total_limit", "3"], 0)  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL, reason="HAMLEARNING_DATA names no folder with the real posts")
-def test_killed_ten_times_on_the_real_text(tmp_path):
-    kill_and_compare(tmp_path, [*SMALL, "--data_path", str(Path(REAL, "twitter2017")), "--max_train_samples", "200",
+def test_killed_ten_times_on_the_real_text(tmp_path, real_data):
+    kill_and_compare(tmp_path, [*SMALL, "--data_path", str(real_data / "twitter2017"), "--max_train_samples", "200",
                                 "--max_eval_samples", "20", "--max_steps", "600", "--eval_strategy", "no",
                                 "--save_strategy", "steps", "--save_steps", "7", "--save_total_limit", "3"], 1)  # fmt: skip
 
@@ -162,17 +158,17 @@ def test_a_half_written_checkpoint_is_never_gone_on_from(tmp_path, caplog):
     for name in ("checkpoint-2", "checkpoint-1"):
         state = tmp_path / name / "optimizer.pt"
         state.write_bytes(state.read_bytes()[:-100])
-        with pytest.raises(OutputError, match=f"{name} is no whole checkpoint; the last whole one beside it: "):
+        with pytest.raises(OutputError, match=f"{name} is not a complete checkpoint: .*the last complete one in "):
             run(tmp_path, *SHORT, "--resume_from_checkpoint", str(tmp_path / name))
     with caplog.at_level(logging.WARNING):
         run(tmp_path, *SHORT, "--resume_from_checkpoint", "auto")
-    assert "has no whole checkpoint: training starts anew" in caplog.text
+    assert "has no complete checkpoint: training starts anew" in caplog.text
 
 
 def test_a_folder_of_another_model_or_data_is_refused_unless_told(tmp_path):
     run(tmp_path, *SHORT)
     before = weights(tmp_path)
-    with pytest.raises(OutputError, match=r"holds another run \(synthetic_posts differ\).*--overwrite_output_dir"):
+    with pytest.raises(OutputError, match=r"\(images, regions, synthetic_posts differ\).*--overwrite_output_dir"):
         run(tmp_path, *SHORT, "--synthetic_posts", "[36, 8, 8]")
     with pytest.raises(OutputError, match=r"holds another run \(image_size differ\)"):
         run(tmp_path, *SHORT, "--image_size", "32", "--resume_from_checkpoint", "auto")
@@ -181,8 +177,64 @@ def test_a_folder_of_another_model_or_data_is_refused_unless_told(tmp_path):
         "--overwrite_output_dir")  # fmt: skip
     assert not checkpoints(tmp_path)
     (tmp_path / "_run.json").unlink()
-    with pytest.raises(OutputError, match="a model that no such run has made"):
+    with pytest.raises(OutputError, match="holds .*, but no _run.json"):
         run(tmp_path, *SHORT)
+
+
+@pytest.mark.parametrize("name, value", [("seed", "4"), ("learning_rate", "1e-3"), ("per_device_train_batch_size", "2")])
+def test_a_run_with_other_training_arguments_is_not_the_same_run(short_run, name, value):
+    with pytest.raises(OutputError, match=rf"holds another run \({name} differ\)"):
+        run(short_run, *SHORT, "--resume_from_checkpoint", "auto", f"--{name}", value)
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("short") / "run"
+    run(folder, *SHORT)
+    return folder
+
+
+def test_a_second_training_in_one_folder_is_refused(short_run):
+    script = f"""
+import sys, filelock
+lock = filelock.FileLock({str(short_run / "_lock")!r}, timeout=0)
+lock.acquire()
+print("locked", flush=True)
+sys.stdin.read()
+"""
+    other = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(OutputError, match="another process writes to this folder"):
+            run(short_run, *SHORT)
+    finally:
+        other.communicate("")
+    run(short_run, *SHORT)
+
+
+def test_the_folder_is_reserved_while_training(tmp_path, monkeypatch):
+    original = train.MnerTrainer.train
+    seen = []
+
+    def reserved(self, *arguments, **options):
+        script = f"import filelock; filelock.FileLock({str(tmp_path / '_lock')!r}, timeout=0).acquire()"
+        seen.append(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stderr)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(train.MnerTrainer, "train", reserved)
+    run(tmp_path, "--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no", "--do_eval", "false")
+    assert "Timeout" in seen[0]
+
+
+def test_going_on_from_a_run_with_other_settings_is_logged(short_run, tmp_path, caplog):
+    run(tmp_path, *SHORT, "--seed", "9", "--resume_from_checkpoint", str(short_run / "checkpoint-1"))
+    assert "is a checkpoint of a run with other settings: seed differ" in caplog.text
+
+
+def test_checkpoints_that_a_run_does_not_use_are_logged(tmp_path, caplog):
+    run(tmp_path, *SHORT)
+    run(tmp_path, *SHORT)
+    assert "--resume_from_checkpoint auto would go on from the last" in caplog.text
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
@@ -232,7 +284,7 @@ def test_a_full_disk_is_named_and_leaves_what_was_written(tmp_path):
     size = sum(path.stat().st_size for path in (tmp_path / "sizes" / "checkpoint-1").iterdir())
     for share, left in ((1.5, ["checkpoint-1"]), (0.5, [])):
         with mounted(tmp_path / f"disk{share}", f"{int(share * size) // 1024}k") as disk:
-            with pytest.raises(OutputError, match=rf"written to .*disk{share}, where .* MB are free.*(go on from|no whole)"):
+            with pytest.raises(OutputError, match=rf"written to .*disk{share}, where .* MB are free.*(resume from|no complete)"):
                 run(disk, *SHORT)
             assert [path.name for path in checkpoints(disk) if is_complete(path)] == left
     # The model of an earlier run stays as it was when there is no room for the next.
@@ -242,28 +294,5 @@ def test_a_full_disk_is_named_and_leaves_what_was_written(tmp_path):
         before = (disk / "model.safetensors").read_bytes()
         (disk / "ballast").write_bytes(b"x" * (shutil.disk_usage(disk).free - 200_000))
         with pytest.raises(OutputError, match="the model could not be written"):
-            run(disk, *last, "--seed", "5")
+            run(disk, *last, "--seed", "5", "--overwrite_output_dir")
         assert (disk / "model.safetensors").read_bytes() == before
-
-
-def test_an_overflow_in_fp16_is_left_to_the_scaler(monkeypatch):
-    trainer = MnerTrainer.__new__(MnerTrainer)
-    trainer.args, trainer.state = SimpleNamespace(world_size=1, process_index=0), SimpleNamespace(global_step=4)
-    model, scale = tiny_model(), torch.amp.GradScaler("cpu", init_scale=2.0)
-    scale.scale(torch.ones(1))
-    trainer.accelerator = SimpleNamespace(scaler=scale)
-
-    def overflow(self, model, inputs, num_items_in_batch=None):
-        model.classifier.weight.grad = torch.full_like(model.classifier.weight, torch.inf)
-        return torch.tensor(inputs["loss"])
-
-    monkeypatch.setattr("transformers.Trainer.training_step", overflow)
-    assert trainer.training_step(model, {"ids": ["a"], "loss": 1.0}) == 1
-    with pytest.raises(NotFiniteError, match="the loss of step 5 is not finite; its posts: a"):
-        trainer.training_step(model, {"ids": ["a"], "loss": torch.nan})
-    scale.update(1.0)  # nothing is left to halve: the gradient itself is broken
-    with pytest.raises(NotFiniteError, match="the gradient of step 5 is not finite; its posts: a"):
-        trainer.training_step(model, {"ids": ["a"], "loss": 1.0})
-    trainer.accelerator.scaler = None
-    with pytest.raises(NotFiniteError, match="the gradient"):
-        trainer.training_step(model, {"ids": ["a"], "loss": 1.0})

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-REAL = os.environ.get("HAMLEARNING_DATA")
 NO_DROPOUT = [
     "--text_config", "{model_type: bert, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, "
     "intermediate_size: 64, hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}",
@@ -46,7 +45,7 @@ def on_one_and_on_two(folder: Path, posts_a_step: int, *arguments: str) -> list[
               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
               "--main_process_port", free_port(), str(folder / "script.py"), str(folder)]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    found = []
+    results = []
     for count, command in ((1, [sys.executable, "train.py"]), (2, launch)):
         output = folder / f"on{count}"
         command += ["configs/demo.yaml", *NO_DROPOUT, *arguments, "--output_dir", str(output)]
@@ -55,25 +54,25 @@ def on_one_and_on_two(folder: Path, posts_a_step: int, *arguments: str) -> list[
         assert run.returncode == 0, run.stderr[-3000:]
         history = json.loads((output / "trainer_state.json").read_text())["log_history"]
         predictions = output / "predictions.txt"
-        found.append((
+        results.append((
             [entry["loss"] for entry in history if "loss" in entry],
             json.loads((output / "all_results.json").read_text()),
             predictions.read_text(encoding="utf-8") if predictions.exists() else "",
         ))  # fmt: skip
     assert [(folder / name).read_text() for name in ("rank0", "rank1")] == ["2", "2"]
-    return found
+    return results
 
 
 def compare(one, two):
     assert len(one[0]) == len(two[0]) == 50
     assert max(abs(a - b) / abs(a) for a, b in zip(one[0], two[0], strict=True)) < 1e-4
     assert one[0][-1] < 0.8 * one[0][0], "nothing was learned, so nothing was compared"
-    for name in ("eval_gold_total", "eval_per_word_labels", "eval_f1", "eval_f1_strict"):
+    for name in ("eval_gold_total", "eval_num_labelled_words", "eval_f1", "eval_f1_strict"):
         assert one[1][name] == two[1][name], name
 
 
 @pytest.mark.slow
-def test_planted_posts(tmp_path):
+def test_synthetic_posts(tmp_path):
     # 820 posts: enough that groups made for the batch of one process would differ.
     # 31 and 13 to score, which no batch divides; some batches have no image.
     one, two = on_one_and_on_two(tmp_path, 4, "--synthetic_posts", "[820, 31, 13]", "--do_predict",
@@ -84,9 +83,8 @@ def test_planted_posts(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL, reason="HAMLEARNING_DATA names no folder with the real posts")
-def test_the_real_text_set(tmp_path):
-    one, two = on_one_and_on_two(tmp_path, 16, "--data_path", str(Path(REAL, "twitter2017")),
+def test_the_real_text_set(tmp_path, real_data):
+    one, two = on_one_and_on_two(tmp_path, 16, "--data_path", str(real_data / "twitter2017"),
                                  "--tokenizer_config", "{kind: word, min_count: 2}")  # fmt: skip
     compare(one, two)
-    assert one[1]["eval_per_word_labels"] == 11_309 and one[1]["eval_gold_total"] == 1_324
+    assert one[1]["eval_num_labelled_words"] == 11_309 and one[1]["eval_gold_total"] == 1_324

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModel, BertConfig, TrainerState, pipeline
+from transformers import AutoModel, pipeline
 
 import train
 from benchmarks.controlled.measures import gold_entities
-from examples.demo import f1, post_of
-from mner_data.loading import dataset_labels
+from mner_data.files import OutputError
+from mner_data.loading import dataset_labels, row_to_post
 from mner_data.readers import read_conll
 from mner_data.synthetic_images import pure_noise
 from mner_data.synthetic_posts import synthetic_dataset
-from processors import HamLearningImageProcessor, HamLearningProcessor
+from modeling_hamlearning import HamLearningForTokenClassification
 from tests.tiny import tiny_tokenizer
-from training.arguments import parse_arguments
-from training.collator import MnerCollator
+from training.collator import ImagesLostError
+from training.metric import pipeline_f1
 from training.trainer import NotFiniteError
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
-    "--text_config", "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}",
+    "--text_config", "{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 32}",
     "--model_config", "{fusion_size: 32, num_iterations: 2, fusion_attention_heads: 2}",
     "--image_size", "64", "--synthetic_posts", "[32, 8, 8]", "--per_device_train_batch_size", "4", "--seed", "3",
     "--logging_steps", "1", "--use_cpu", "--disable_tqdm", "true",
@@ -92,7 +92,7 @@ def test_the_card_is_whole(trained):
     assert card.data.library_name == "transformers" and "mner" in card.data.tags
     values = {result.metric_name: result.metric_value for result in card.data.eval_results}
     names = {"f1": "F1 (default seqeval)", "f1_strict": "F1 (strict IOB2)"}
-    other = "the same model without the pictures"
+    other = "the same model without the images"
     assert values == {
         **{name: round(results[f"eval_{key}"], 4) for key, name in names.items()},
         **{f"{name}, {other}": round(results[f"text_only_{key}"], 4) for key, name in names.items()},
@@ -134,13 +134,11 @@ def test_a_seed_gives_the_same_weights_and_another_does_not(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def stand_ins(tmp_path_factory):
-    """A tiny pretrained text encoder in a folder, and posts in CoNLL form with pictures."""
+def stand_ins(tmp_path_factory, tiny_text_config):
+    """A tiny pretrained text encoder in a folder, and posts in CoNLL form with images."""
     folder = tmp_path_factory.mktemp("stand_ins")
     tokenizer = tiny_tokenizer("bert")
-    config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-                        intermediate_size=32, max_position_embeddings=64)  # fmt: skip
-    AutoModel.from_config(config).save_pretrained(folder / "text")
+    AutoModel.from_config(tiny_text_config).save_pretrained(folder / "text")
     tokenizer.save_pretrained(folder / "text")
     (folder / "data" / "images").mkdir(parents=True)
     for split, name in enumerate(("train", "valid")):
@@ -192,53 +190,14 @@ def test_ways_to_train(change, stand_ins, tmp_path):
     assert any("image_branch" in name for name in saved) == (change != "text alone")
 
 
-def test_learning_rates_by_part():
-    model, _, arguments = parse_arguments(["--learning_rate", "1e-5", "--head_learning_rate=1e-3", "--output_dir", "/tmp/x"])
-    assert (arguments.learning_rate, arguments.head_learning_rate, arguments.vision_learning_rate) == (
-        1e-5,
-        1e-3,
-        None,
-    )
-    trainer = train.MnerTrainer.__new__(train.MnerTrainer)
-    from tests.tiny_model import tiny_model
-
-    trainer.args, trainer.model, trainer.optimizer, trainer.optimizer_cls_and_kwargs = (
-        arguments,
-        tiny_model(),
-        None,
-        None,
-    )
-    rates = {}
-    for group in trainer.create_optimizer().param_groups:
-        for parameter in group["params"]:
-            rates[parameter] = (group["lr"], group["weight_decay"])
-    for name, parameter in trainer.model.named_parameters():
-        expected = 1e-5 if "encoder" in name and "semantic" not in name else 1e-3
-        assert rates[parameter][0] == expected, name
-
-
-def test_the_command_line_goes_over_the_file(tmp_path):
-    (tmp_path / "a.yaml").write_text("text: x\nlearning_rate: 3e-5\nmodel_config: {fusion_size: 64, use_crf: true}\n")
-    model, data, training = parse_arguments(
-        [str(tmp_path / "a.yaml"), "--model_config", "{use_crf: false}", "--max_train_samples", "5", "--do_eval"]
-    )
-    assert model.text == "x" and model.model_config == {"fusion_size": 64, "use_crf": False}
-    assert training.learning_rate == 3e-5 and data.max_train_samples == 5 and training.do_eval is True
-    assert parse_arguments([str(tmp_path / "a.yaml")])[0].text == "x"
-    with pytest.raises(ValueError, match="no_such"):
-        parse_arguments(["--no_such", "1"])
-    with pytest.raises(ValueError, match="there is no config"):
-        parse_arguments(["nowhere.yaml"])
-
-
 def test_a_loss_that_is_not_finite_stops_with_its_posts(tmp_path, monkeypatch):
-    forward = train.HamLearningForTokenClassification.forward
+    forward = HamLearningForTokenClassification.forward
 
     def poisoned(self, *args, **kwargs):
         output = forward(self, *args, **kwargs)
         return output if output.loss is None else type(output)(**{**output, "loss": output.loss * float("nan")})
 
-    monkeypatch.setattr(train.HamLearningForTokenClassification, "forward", poisoned)
+    monkeypatch.setattr(HamLearningForTokenClassification, "forward", poisoned)
     with pytest.raises(NotFiniteError, match=r"loss of step 1 is not finite; its posts: demo-0-\d+, demo-0-"):
         run(tmp_path, "--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no")
 
@@ -265,34 +224,10 @@ def test_conll_predictions_can_be_read_again(trained, tmp_path):
     assert len(read_conll(tmp_path / "again.txt")) == 8
 
 
-def test_words_that_hold_a_tab_or_a_line_stay_one_line_of_the_predictions(tmp_path):
-    trainer = SimpleNamespace(
-        args=SimpleNamespace(output_dir=str(tmp_path)),
-        is_world_process_zero=lambda: True,
-        predict=lambda data, metric_key_prefix: SimpleNamespace(predictions=[[1, 0, 0]], metrics={}),
-    )
-    rows = [{"id": "a", "tokens": ["Jor\tdan", "in\r\n\nIMGID:b", "\u2028"], "ner_tags": [1, 0, 0]}]
-    train.predict(trainer, rows, ["O", "B-PER"], None)
-    lines = (tmp_path / "predictions.txt").read_text(encoding="utf-8").split("\n")
-    assert lines == ["IMGID:a", "Jor dan\tB-PER\tB-PER", "in   IMGID:b\tO\tO", "\u2028\tO\tO", ""]
-
-
-def test_rows_with_a_wrong_number_of_labels_are_named():
-    processor = HamLearningProcessor(tokenizer=tiny_tokenizer("bert"), image_processor=HamLearningImageProcessor())
-    collator = MnerCollator(processor)
-    rows = [{"id": "a", "tokens": ["x", "y"], "ner_tags": [0]}, {"id": "b", "tokens": ["x"], "ner_tags": [0, 0]}]
-    with pytest.raises(ValueError, match="post a, field ner_tags: 1 labels for 2 words"):
-        collator(rows)
-    picture = Image.new("RGB", (9, 9))
-    rows = [{"id": "t17", "tokens": ["x"], "ner_tags": [0], "image": picture, "boxes": [[0, 0, 90, 9]]}]
-    with pytest.raises(ValueError, match="post t17, field boxes, box 0"):
-        collator(rows)
-
-
 def score_loss(folder: Path) -> float:
     """Mean log-loss of the scores of a model's entities in the posts that the runs are validated on."""
     rows = synthetic_dataset(8, 1)
-    tagged = pipeline("mner", model=str(folder), trust_remote_code=True)([post_of(row) for row in rows])
+    tagged = pipeline("mner", model=str(folder), trust_remote_code=True)([row_to_post(row) for row in rows])
     losses = []
     for row, entities in zip(rows, tagged, strict=True):
         gold = {
@@ -313,38 +248,16 @@ def test_calibration_scales_the_scores_and_nothing_else(trained, tmp_path):
     temperature, expected = calibrated["temperature"], weights(folder)
     assert abs(temperature - 1) > 0.01 and calibrated["eval_f1"] == plain["eval_f1"]
     assert score_loss(tmp_path) < score_loss(folder)
-    scaled = ("classifier.weight", "classifier.bias", "crf.start", "crf.end", "crf.transitions")
     for name, weight in weights(tmp_path).items():
-        torch.testing.assert_close(weight * (temperature if name in scaled else 1), expected[name], rtol=1e-5, atol=1e-7)
-
-
-def test_scoring_without_training_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="nothing is trained"):
-        run(tmp_path, "--do_train", "false", "--do_eval", "true")
-
-
-def test_text_stays_text_and_numbers_are_numbers(tmp_path):
-    (tmp_path / "a.yaml").write_text("text: 2017\nlearning_rate: 3e-5\nmodel_config: {initializer_range: 2e-2, a: [1E3, x1e5]}\n")
-    model, data, training = parse_arguments(
-        [
-            str(tmp_path / "a.yaml"),
-            "--output_dir",
-            "1e5",
-            "--data_path",
-            "7",
-            "--model_config",
-            "{fusion_dropout: 1e-1}",
-        ]
-    )
-    assert model.model_config == {"initializer_range": 0.02, "a": [1000.0, "x1e5"], "fusion_dropout": 0.1}
-    assert (training.output_dir, data.data_path, model.text) == ("1e5", "7", "2017")
-    assert parse_arguments(["--output_dir", "inf", "--text", "nan", "--image_dir", "null"])[1].image_dir is None
+        factor = temperature if name.startswith(("classifier.", "crf.")) else 1
+        torch.testing.assert_close(
+            weight * factor, expected[name], rtol=1e-5, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_training_without_a_train_split_is_refused(tmp_path):
-    """It was a KeyError."""
     (tmp_path / "test.txt").write_text("IMGID:a\nx\tO\n")
-    with pytest.raises(ValueError, match="training needs a train split; the data has test"):
+    with pytest.raises(ValueError, match="--do_train needs a train split; the data has test"):
         run(tmp_path / "out", "--data_path", str(tmp_path), "--do_eval", "false")
 
 
@@ -365,41 +278,109 @@ def test_posts_without_a_word_can_be_trained_on(tmp_path):
     assert 0 in losses and results["train_loss"] > 0
 
 
-def test_the_order_of_the_posts_follows_from_seed_and_epoch_alone(tmp_path):
-    data = synthetic_dataset(900, 0, "global").remove_columns("image")
-    data = data.add_column("length", [len(tokens) for tokens in data["tokens"]])
-    orders = {}
-    for name, arguments, world, epoch in (
-        ("one", {"per_device_train_batch_size": 8}, 1, 0.0),
-        ("four", {"per_device_train_batch_size": 2}, 4, 0.0),
-        ("gathered", {"gradient_accumulation_steps": 8, "per_device_train_batch_size": 1}, 1, 0.0),
-        ("later", {"per_device_train_batch_size": 8}, 1, 1.0),
-        ("resumed", {"per_device_train_batch_size": 8}, 1, 1.37),
-    ):
-        torch.manual_seed(len(orders))
-        trainer = train.MnerTrainer.__new__(train.MnerTrainer)
-        trainer.train_dataset, trainer.state = data, TrainerState(epoch=epoch)
-        trainer.args = SimpleNamespace(**{
-            "train_sampling_strategy": "group_by_length", "length_column_name": "length", "seed": 1, "data_seed": None,
-            "gradient_accumulation_steps": 1, "world_size": world, "train_batch_size": arguments["per_device_train_batch_size"],
-        } | arguments)  # fmt: skip
-        orders[name] = list(trainer._get_train_sampler())
-    assert orders["one"] == orders["four"] == orders["gathered"] and sorted(orders["one"]) == list(range(900))
-    assert orders["later"] == orders["resumed"] != orders["one"]
-
-
-def test_rows_for_the_card_are_checked(tmp_path):
-    (tmp_path / "rows.json").write_text('{"no CRF": {"f1": 0.5}}')
-    with pytest.raises(ValueError, match="row 'no CRF': numbers f1 and f1_strict"):
-        run(tmp_path, "--card_reference_scores", str(tmp_path / "rows.json"))
-    with pytest.raises(ValueError, match="cannot be read as JSON"):
-        run(tmp_path, "--card_reference_scores", str(tmp_path / "none.json"))
-
-
-def test_the_text_only_row_is_the_model_without_the_pictures(trained):
-    """The posts without a picture score alike, whichever way the picture is left out."""
+def test_the_text_only_row_is_the_model_without_the_images(trained):
+    """The posts without an image score alike, whichever way the image is left out."""
     folder, results = trained
     rows = synthetic_dataset(8, 1)
     ner = pipeline("mner", model=str(folder), trust_remote_code=True)
     tagged = ner([{"text": row["tokens"], "image": None} for row in rows])
-    assert results["text_only_f1"] == pytest.approx(f1(rows, tagged, dataset_labels(rows)))
+    assert results["text_only_f1"] == pytest.approx(pipeline_f1(rows, tagged, dataset_labels(rows)))
+
+
+@pytest.mark.parametrize("asked, message", [
+    ((), "nothing to do"),
+    (("--do_eval", "true"), "nothing is trained"),
+    (("--do_train", "true", "--overwrite_output_dir", "--resume_from_checkpoint", "auto"), "expected one of the two"),
+    (("--do_eval", "true", "--model", "x", "--calibrate"), "--calibrate changes the model"),
+    (("--do_eval", "true", "--model", "x", "--push_to_hub"), "--push_to_hub: expected --do_train"),
+])  # fmt: skip
+def test_what_cannot_be_done_is_refused_at_once(asked, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, "--do_train", "false", "--do_eval", "false", "--eval_strategy", "no", *asked)
+
+
+def test_a_trained_model_is_scored_as_it_was(trained, tmp_path):
+    folder, results = trained
+    scored = run(tmp_path, "--do_train", "false", "--do_predict", "--model", str(folder), "--vision", "none")
+    for name in ("eval_f1", "eval_f1_strict", "eval_gold_total", "test_f1", "text_only_f1"):
+        assert scored[name] == results[name], name
+    assert scored["eval_loss"] == pytest.approx(results["eval_loss"], rel=1e-5)
+    assert (tmp_path / "predictions.txt").read_text() == (folder / "predictions.txt").read_text()
+    assert not (tmp_path / "model.safetensors").exists() and not (tmp_path / "README.md").exists()
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(OutputError, match="holds another run"):
+        run(folder, "--do_train", "false", "--model", str(folder), "--overwrite_output_dir")
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def conll(folder: Path, label: str) -> Path:
+    for split in ("train", "valid"):
+        posts = [f"IMGID:{split}{place}\nJordan\tB-{label}\nin\tO\nYork\tB-LOC\n" for place in range(8)]
+        (folder / f"{split}.txt").write_text("\n".join(posts))
+    return folder
+
+
+def test_a_trained_model_goes_on_training_on_other_data(trained, tmp_path):
+    """Their labels have other ids: LOC and PER here, four types there."""
+    folder, _ = trained
+    data = conll(tmp_path, "PER")
+    steps = ("--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no", "--model", str(folder))
+    results = run(tmp_path / "out", *steps, "--data_path", str(data), "--learning_rate", "1e-2")
+    assert results["eval_gold_total"] == 16 and set(results["eval_per_type"]) >= {"PER", "LOC"}
+    before, after = weights(folder), weights(tmp_path / "out")
+    assert set(before) == set(after) and any(not torch.equal(before[name], after[name]) for name in before)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["label2id"]["B-ORG"] >= 0
+    conll(tmp_path, "FOOD")
+    with pytest.raises(ValueError, match="split train, field ner_tags: the model of --model does not have the labels B-FOOD"):
+        run(tmp_path / "other", *steps, "--data_path", str(data))
+
+
+def test_the_model_is_saved_before_anything_is_scored(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("no space for predictions")
+
+    monkeypatch.setattr(train, "write_predictions", fail)
+    with pytest.raises(RuntimeError, match="no space"):
+        run(tmp_path, "--do_predict", "--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no")
+    assert (tmp_path / "model.safetensors").is_file() and (tmp_path / "processor_config.json").is_file()
+    assert "eval_f1" in json.loads((tmp_path / "all_results.json").read_text())
+
+
+def test_images_that_vanish_end_the_run_or_are_counted(stand_ins, tmp_path, monkeypatch):
+    """Seven images a split; they are gone once training begins."""
+    data = tmp_path / "data"
+    shutil.copytree(stand_ins / "data", data)
+    original = train.MnerTrainer.train
+
+    def unmounted(self, *arguments, **options):
+        shutil.rmtree(data / "images")
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(train.MnerTrainer, "train", unmounted)
+    arguments = ["--text", str(stand_ins / "text"), "--data_path", str(data), "--region_config", "{name: grid}",
+                 "--vision", "resnet10t", "--eval_strategy", "no", "--save_strategy", "no"]  # fmt: skip
+    results = run(tmp_path / "short", *arguments, "--max_steps", "1")
+    assert results["images_unreadable"] == results["images_read"] > 7
+    card = (tmp_path / "short" / "README.md").read_text()
+    assert f"{results['images_unreadable']} of {results['images_read']} times an image could not be read" in card
+    shutil.copytree(stand_ins / "data" / "images", data / "images")
+    with pytest.raises(ImagesLostError, match=r"post .*, field image: 25 of the latest 25 images cannot be read"):
+        run(tmp_path / "long", *arguments, "--max_steps", "20")
+
+
+def test_texts_alone_need_no_image_column(tmp_path):
+    results = run(tmp_path, "--use_images", "false", "--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no")
+    assert "text_only_f1" not in results and results["images_read"] == 0
+
+
+def test_the_command_line_tells_unusable_data_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--do_train", "--data_path", str(tmp_path), "--output_dir", str(tmp_path / "o")])
+    with pytest.raises(SystemExit, match="^train: "):
+        train.cli()
+
+
+def test_words_that_hold_a_tab_or_a_line_end_stay_one_line_of_the_predictions(tmp_path):
+    rows = [{"id": "a", "tokens": ["Jor\tdan", "in\r\n\nIMGID:b", "\u2028"], "ner_tags": [1, 0, 0]}]
+    train.write_predictions(tmp_path / "predictions.txt", rows, [[1, 0, 0]], ["O", "B-PER"])
+    lines = (tmp_path / "predictions.txt").read_text(encoding="utf-8").split("\n")
+    assert lines == ["IMGID:a", "Jor dan\tB-PER\tB-PER", "in   IMGID:b\tO\tO", "\u2028\tO\tO", ""]

@@ -52,7 +52,9 @@ def saved_tiny_model(folder: Path) -> Path:
     )  # fmt: skip
     tiny_model(text_config=config).save_pretrained(folder)
     image_processor = processors.HamLearningImageProcessor(size={"height": 64, "width": 64})
-    processors.HamLearningProcessor(tokenizer=tokenizer, image_processor=image_processor).save_pretrained(folder)
+    processors.HamLearningProcessor(tokenizer=tokenizer, image_processor=image_processor, region_config="grid").save_pretrained(
+        folder
+    )
     return folder
 
 

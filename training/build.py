@@ -2,47 +2,75 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import fields, is_dataclass
+from inspect import signature
 from pathlib import Path
 
 import timm
 from datasets import DatasetDict
-from transformers import AutoConfig, AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from modeling_hamlearning import HamLearningConfig, HamLearningForTokenClassification
 from processors import HamLearningImageProcessor, HamLearningProcessor
 
-from .arguments import ModelArguments
+from .arguments import ModelArguments, check_keys
 from .tokenizer import build_tokenizer
 
+logger = logging.getLogger(__name__)
+
 FROM_SCRATCH = "from_scratch"
+# What the encoders and the labels determine, beside what only transformers itself sets.
+MADE_BY_BUILD = {"text_config", "vision_config", "id2label", "label2id", "num_labels", "auto_map", "custom_pipelines",
+                 "architectures", "model_type", "transformers_version"}  # fmt: skip
 
 
 def build(
     arguments: ModelArguments, data: DatasetDict, label_names: list[str]
 ) -> tuple[HamLearningForTokenClassification, HamLearningProcessor]:
-    """Model and processor from the encoders that the arguments name."""
+    """Build model and processor from the encoders that the arguments name, or load the trained model that they name.
+
+    Args:
+        data: its train split gives the vocabulary of a tokenizer from scratch.
+        label_names: BIO labels in the order of their ids. A trained model keeps its own.
+
+    Raises:
+        ValueError: an unknown key of model_config, text_config or tokenizer_config.
+    """
+    if arguments.model is not None:
+        return load_trained(arguments)
+    known = _fields(HamLearningConfig) - MADE_BY_BUILD | {"dtype", "attn_implementation"}
+    check_keys("model_config", arguments.model_config, known)
+    if arguments.text != FROM_SCRATCH:
+        for name in ("text_config", "tokenizer_config"):
+            if getattr(arguments, name):
+                logger.warning("%s is not used: it is for text: %s, got text: %s", name, FROM_SCRATCH, arguments.text)
     options = dict(arguments.model_config)
     labels = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
     vision = {"model_type": "timm_backbone", "backbone": arguments.vision, "out_indices": [-1]}
     if arguments.text == FROM_SCRATCH:
         words = (word for tokens in data["train"]["tokens"] for word in tokens)
         regions = data["train"]["box_labels"] if "box_labels" in data["train"].column_names else []
-        named = (word for of_post in regions for label in of_post or [] for word in label.split())
-        tokenizer = build_tokenizer([*words, *named], **arguments.tokenizer_config)
+        label_words = (word for labels in regions for label in labels or [] for word in label.split())
+        check_keys("tokenizer_config", arguments.tokenizer_config, set(signature(build_tokenizer).parameters) - {"words"})
+        tokenizer = build_tokenizer([*words, *label_words], **arguments.tokenizer_config)
         special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "cls_token_id", "sep_token_id")}
         special |= {"bos_token_id": special["cls_token_id"], "eos_token_id": special["sep_token_id"]}
         shape = {"model_type": "bert"} | arguments.text_config
+        check_keys("text_config.model_type", [shape["model_type"]], set(CONFIG_MAPPING))
+        known = _fields(CONFIG_MAPPING[shape["model_type"]]) - {"vocab_size", *special}
+        check_keys("text_config", arguments.text_config, known | {"model_type"})
         text_config = AutoConfig.for_model(shape.pop("model_type"), vocab_size=len(tokenizer), **special, **shape)
         tokenizer.model_max_length = text_config.max_position_embeddings
     else:
         folder = str(Path(arguments.text).parent) if arguments.text.endswith(".safetensors") else arguments.text
         tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer or folder, add_prefix_space=True)
         text_config = AutoConfig.from_pretrained(folder)
-        # Some encoders have fewer places than their tokenizer says.
-        places = getattr(text_config, "max_position_embeddings", tokenizer.model_max_length)
+        # Some encoders have fewer positions than their tokenizer says.
+        positions = getattr(text_config, "max_position_embeddings", tokenizer.model_max_length)
         if text_config.model_type in ("roberta", "xlm-roberta", "camembert", "bertweet"):
-            places -= text_config.pad_token_id + 1  # their positions are counted from behind the padding's
-        tokenizer.model_max_length = min(tokenizer.model_max_length, places)
+            positions -= text_config.pad_token_id + 1  # the first positions are those of the padding
+        tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
     if arguments.text != FROM_SCRATCH and arguments.text_pretrained:
         model = HamLearningForTokenClassification.from_text_vision_pretrained(
             arguments.text,
@@ -71,3 +99,28 @@ def build(
         max_length=arguments.max_length,
     )
     return model, processor
+
+
+def load_trained(arguments: ModelArguments) -> tuple[HamLearningForTokenClassification, HamLearningProcessor]:
+    """A trained model and its processor, from a folder or the Hub. Arguments about encoders, sizes and regions do not apply."""
+    defaults = ModelArguments()
+    ignored = [
+        field.name
+        for field in fields(ModelArguments)
+        if field.name not in ("model", "freeze_vision", "vision_cache")
+        and getattr(arguments, field.name) != getattr(defaults, field.name)
+    ]
+    if ignored:
+        logger.warning("%s not used: the model of %s has its own", ", ".join(ignored), arguments.model)
+    model = HamLearningForTokenClassification.from_pretrained(arguments.model)
+    if arguments.freeze_vision:
+        model.freeze_vision()
+    # A folder is the user's own, so its code may run; for a name on the Hub, transformers asks.
+    trusted = True if Path(arguments.model).is_dir() else None
+    return model, HamLearningProcessor.from_pretrained(arguments.model, trust_remote_code=trusted)
+
+
+def _fields(config: type[PreTrainedConfig]) -> set[str]:
+    """Names that a config class takes."""
+    names = {field.name for field in fields(config)} if is_dataclass(config) else set(signature(config.__init__).parameters)
+    return {name for name in names | set(config.attribute_map) if not name.startswith("_")} - {"self", "kwargs"}

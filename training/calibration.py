@@ -1,4 +1,4 @@
-"""Temperature scaling (Guo et al. 2017): an entity's score is to be how often such entities are right."""
+"""Temperature scaling (Guo et al. 2017): scores become the share of entities with that score that are right."""
 
 from __future__ import annotations
 
@@ -23,32 +23,31 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 @torch.no_grad()
 def fit_temperature(model: HamLearningForTokenClassification, batches: Iterable[dict[str, Tensor]]) -> float:
-    """The temperature at which the scores of the entities that the model finds in posts it was not trained on tell best which
-    of them are right: the least log-loss. 1 where it finds none.
+    """Find the temperature with the least log-loss of the predicted entities' scores; 1 where no entity is predicted.
 
     Args:
-        batches: what `forward` takes, with `labels`.
+        batches: what `forward` takes, with `labels`, of posts that the model was not trained on.
 
     Raises:
         ValueError: no word of them has a label.
     """
     model.eval()
     # Scores are probabilities under the BIO constraint, also those of a model that was trained without it.
-    crf, found, labelled = model.crf, [], 0
+    crf, entities, num_labelled = model.crf, [], 0
     for batch in batches:
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         labels = batch.pop("labels")
         logits = model(**batch).logits.float()
         logits, labels, mask = crf.drop_unlabelled(logits, labels, batch["word_mask"].bool())
-        labelled += mask.sum().item()
+        num_labelled += mask.sum().item()
         gold = set(map(tuple, crf.spans(labels, mask).tolist()))
         spans = crf.spans(padded_paths(crf.decode(logits, mask), mask), mask)
         if len(spans):
             right = logits.new_tensor([tuple(span) in gold for span in spans.tolist()])
-            found.append((logits, mask, spans, right))
-    if not labelled:
-        raise ValueError("a temperature is fitted to labelled posts, and there are none")
-    if not found:
+            entities.append((logits, mask, spans, right))
+    if not num_labelled:
+        raise ValueError("calibrate: expected posts with labels, got none")
+    if not entities:
         return 1.0
 
     def loss(log_temperature: float) -> float:
@@ -56,7 +55,7 @@ def fit_temperature(model: HamLearningForTokenClassification, batches: Iterable[
         for parameter in scaled.parameters():
             parameter.div_(temperature)
         total = 0.0
-        for logits, mask, spans, right in found:
+        for logits, mask, spans, right in entities:
             scores = scaled.span_probabilities(logits / temperature, mask, spans)
             total += binary_cross_entropy(scores, right, reduction="sum").item()
         return total
@@ -68,7 +67,7 @@ def fit_temperature(model: HamLearningForTokenClassification, batches: Iterable[
 def calibrate(model: HamLearningForTokenClassification, trainer: Trainer, rows: Dataset) -> float:
     """Fit and apply a temperature on posts the model was not trained on; every process reads all of them."""
     loader = DataLoader(rows, trainer.args.per_device_eval_batch_size, collate_fn=trainer.data_collator)
-    batches = ({name: of_batch for name, of_batch in batch.items() if name != "ids"} for batch in loader)
+    batches = ({name: value for name, value in batch.items() if name != "ids"} for batch in loader)
     temperature = fit_temperature(model, tqdm(batches, desc="temperature", total=len(loader)))
     apply_temperature(model, temperature)
     return temperature

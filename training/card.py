@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from mner_data.files import markdown_table
 
 CONVENTIONS = {"default seqeval": "f1", "strict IOB2": "f1_strict"}
-# The row that tells what the pictures are worth: the trained model, its pictures left out.
-WITHOUT_PICTURES = "the same model without the pictures"
-TEMPLATE = Path(__file__).resolve().parents[1] / "model_card.md"
+# The row of the table of scores that says what the images are worth: the trained model without them.
+WITHOUT_IMAGES = "the same model without the images"
+
+
+def template_path() -> Path:
+    """The card's template: in the package where it is installed from a wheel, else at the top of the checkout."""
+    installed = Path(str(files(__package__))) / "model_card.md"
+    return installed if installed.is_file() else Path(__file__).resolve().parents[1] / "model_card.md"
 
 
 def write_card(
@@ -26,67 +34,64 @@ def write_card(
     base_models: list[str],
     references: dict[str, dict[str, Any]] | None = None,
     checkpoint: str = "checkpoint of the last epoch",
+    notes: list[str] | None = None,
 ) -> Path:
     """Fill the template and write `README.md` into the model's folder.
 
     Args:
         metrics: of the validation split, as [`ComputeMnerMetrics`] returns them; empty if none was run.
-        settings: training arguments worth reading.
-        references: metrics of other rows on the same split by name, such as those of an ablation: any mapping with `f1`
-            and `f1_strict`.
+        settings: training arguments that a reader needs.
+        references: further rows of the table of scores on the same split, by name, such as those of an ablation: mappings
+            with `f1` and `f1_strict`.
         checkpoint: which one was scored.
+        notes: sentences about the training, such as how many images could not be read.
     """
-    metadata = {
-        "library_name": "transformers",
-        "pipeline_tag": "token-classification",
-        "tags": ["hamlearning", "multimodal", "named-entity-recognition", "mner"],
-        "base_model": base_models,
-    }
-    if not base_models:
-        del metadata["base_model"]
-    if metrics:
-        metadata["model-index"] = [
-            {
-                "name": model_name,
-                "results": [
-                    {
-                        "task": {"type": "token-classification", "name": "Multimodal named entity recognition"},
-                        "dataset": {
-                            "name": data_name,
-                            "type": data_name.replace(" ", "-").lower(),
-                            "split": "validation",
-                        },
-                        "metrics": [
-                            {
-                                "type": "f1",
-                                "name": f"F1 ({convention}){note}",
-                                "value": round(values[key], 4),
-                            }
-                            for note, values in _rows(metrics, references)
-                            for convention, key in CONVENTIONS.items()
-                        ],
-                    }
-                ],
-            }
+    references = references or {}
+    rows = {"": metrics, **{f", {name}": values for name, values in references.items()}} if metrics else {}
+    types = sorted({label[2:] for label in labels if label != "O"})
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="token-classification",
+        tags=["hamlearning", "multimodal", "named-entity-recognition", "mner"],
+        base_model=base_models or None,
+        model_name=model_name,
+        eval_results=[
+            EvalResult(
+                task_type="token-classification",
+                task_name="Multimodal named entity recognition",
+                dataset_type=data_name.replace(" ", "-").lower(),
+                dataset_name=data_name,
+                dataset_split="validation",
+                metric_type="f1",
+                metric_name=f"F1 ({convention}){suffix}",
+                metric_value=round(values[key], 4),
+            )
+            for suffix, values in rows.items()
+            for convention, key in CONVENTIONS.items()
         ]
-    kinds = sorted({label[2:] for label in labels if label != "O"})
-    card = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip(),
+        or None,
+    )
+    if not rows:
+        del data.model_name  # without scores it would stand in the metadata by itself
+    card = ModelCard.from_template(
+        data,
+        template_path=str(template_path()),
         model_name=model_name,
         data_name=data_name,
         checkpoint=checkpoint,
-        types=", ".join(kinds),
-        scores=_scores(metrics, kinds, references),
+        types=", ".join(types),
+        scores=_scores(metrics, types, references),
         hashes="\n".join(f"- {split}: `{value}`" for split, value in data_hashes.items()) or "- generated",
         settings=yaml.safe_dump(settings, sort_keys=True, allow_unicode=True).strip(),
+        notes="\n\n".join(notes or []),
     )
     path = Path(folder) / "README.md"
-    path.write_text(card, encoding="utf-8")
+    path.write_text(str(card), encoding="utf-8")
     return path
 
 
-def read_rows(path: str | Path | None) -> dict[str, dict[str, Any]]:
-    """Rows of other runs for the card; none without a file.
+def read_reference_scores(path: str | Path | None) -> dict[str, dict[str, Any]]:
+    """Rows for the card's table from a JSON file `{"name": {"f1": …, "f1_strict": …}}`; none without a file.
 
     Raises:
         ValueError: naming the file, and the row that lacks a score.
@@ -99,29 +104,21 @@ def read_rows(path: str | Path | None) -> dict[str, dict[str, Any]]:
         raise ValueError(f"card_reference_scores: {path} cannot be read as JSON: {error}") from error
     for name, values in rows.items() if isinstance(rows, dict) else [("", rows)]:
         if not isinstance(values, dict) or not all(isinstance(values.get(key), int | float) for key in CONVENTIONS.values()):
-            raise ValueError(f"card_reference_scores: {path}, row {name!r}: numbers f1 and f1_strict are wanted")
+            where = f"card_reference_scores: {path}, row {name!r}"
+            raise ValueError(f"{where}: expected numbers f1 and f1_strict, got {values!r:.80}")
     return rows
 
 
-def _rows(metrics: dict[str, Any], references: dict[str, dict[str, Any]] | None) -> list[tuple[str, dict[str, Any]]]:
-    """The model's own row, without a note, then the others."""
-    return [("", metrics), *((f", {name}", values) for name, values in (references or {}).items())]
-
-
-def _scores(metrics: dict[str, Any], kinds: list[str], references: dict[str, dict[str, Any]] | None = None) -> str:
+def _scores(metrics: dict[str, Any], types: list[str], references: dict[str, dict[str, Any]]) -> str:
     if not metrics:
         return "No validation was run."
-    rows = ["| | F1, default seqeval | F1, strict IOB2 | gold entities, default / strict |", "|---|---|---|---|"]
-    rows.append(
-        f"| all | {metrics['f1']:.4f} | {metrics['f1_strict']:.4f} | {metrics['gold_total']} / {metrics['gold_total_strict']} |"
-    )
-    for kind in kinds:
-        loose, strict = metrics["per_type"].get(kind), metrics["per_type_strict"].get(kind)
-        if loose:
-            rows.append(
-                f"| {kind} | {loose['f1']:.4f} | {strict['f1'] if strict else 0:.4f} "
-                f"| {loose['gold_total']} / {strict['gold_total'] if strict else 0} |"
-            )
-    for name, values in (references or {}).items():
-        rows.append(f"| *{name}* | {values['f1']:.4f} | {values['f1_strict']:.4f} | |")
-    return "\n".join(rows)
+    totals = f"{metrics['gold_total']} / {metrics['gold_total_strict']}"
+    rows = [["all", f"{metrics['f1']:.4f}", f"{metrics['f1_strict']:.4f}", totals]]
+    for entity_type in types:
+        default, strict = metrics["per_type"].get(entity_type), metrics["per_type_strict"].get(entity_type)
+        if default:
+            strict = strict or {"f1": 0.0, "gold_total": 0}
+            totals = f"{default['gold_total']} / {strict['gold_total']}"
+            rows.append([entity_type, f"{default['f1']:.4f}", f"{strict['f1']:.4f}", totals])
+    rows += [[f"*{name}*", f"{values['f1']:.4f}", f"{values['f1_strict']:.4f}", ""] for name, values in references.items()]
+    return markdown_table(["", "F1, default seqeval", "F1, strict IOB2", "gold entities, default / strict"], rows)

@@ -1,28 +1,32 @@
-"""Which checkpoint a run may go on from, and which folder it may write to."""
+"""Which checkpoint a run may resume from, and which output folder it may write to."""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from mner_data.files import atomic_write
+from mner_data.files import OutputError, reserve_output_dir
 
-# What a checkpoint of the Trainer has, whatever wraps the model, beside one rng_state a process.
+logger = logging.getLogger(__name__)
+
+# What every checkpoint of the Trainer holds, whatever wraps the model, beside one rng_state file per process.
 PARTS = (("model", "pytorch_model"), ("optimizer",), ("scheduler",))
-# Says of how many processes.
-PROCESSES = "processes.json"
-# Hidden from a push to the Hub by its underscore.
+# Holds the number of processes and the CRC-32 of each weight file, which safetensors itself has not.
+CONTENTS = "contents.json"
+# The settings of the run that writes to a folder. The underscore keeps the file out of a push to the Hub.
 SETTINGS = "_run.json"
-# What makes a model another one. Dropout and the like may change from run to run.
+# Fields of the config that make it another model. Dropout and the like may change from run to run.
 IDENTITY = (
     "id2label", "fusion_size", "num_iterations", "use_global", "use_objects", "use_spatial", "use_semantic",
     "use_relevance", "use_crf",
@@ -30,39 +34,88 @@ IDENTITY = (
 TEXT_IDENTITY = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 
 
-class OutputError(OSError):
-    """An output folder that cannot be written, or that holds something else: which, why, what to do."""
+def write_contents(folder: Path, num_processes: int):
+    """Record what a checkpoint holds, so that a damaged one is recognised later."""
+    sums = {path.name: _crc32(path) for path in sorted(folder.glob("*.safetensors"))}
+    (folder / CONTENTS).write_text(json.dumps({"num_processes": num_processes, "crc32": sums}))
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a checkpoint of the Trainer, of one process or of several, was written to its end."""
+    """Whether a checkpoint was written to its end, by every process, and no file of it is damaged.
+
+    All of its files are read: pickled ones carry a sum for each part, and the sums of weights are in `contents.json`.
+    """
     try:
         # The Trainer writes its state last.
         json.loads((folder / "trainer_state.json").read_text())
-        processes = json.loads((folder / PROCESSES).read_text())
-        for path in folder.glob("*.safetensors"):
+        contents = json.loads((folder / CONTENTS).read_text())
+        num_processes, sums = contents["num_processes"], contents["crc32"]
+        weights = sorted(folder.glob("*.safetensors"))
+        for path in weights:
             with safe_open(path, "pt"):
                 pass
-        pickled = [path for path in folder.iterdir() if path.suffix in (".pt", ".pth", ".bin")]
-        names = [path.name for path in (*pickled, *folder.glob("*.safetensors"))]
-    except (OSError, ValueError, SafetensorError):
+        archives = [path for path in folder.iterdir() if path.suffix in (".pt", ".pth", ".bin")]
+        names = {path.name for path in (*archives, *weights)}
+        random_states = [f"rng_state_{rank}.pth" for rank in range(num_processes)] if num_processes > 1 else ["rng_state.pth"]
+        return (
+            all(any(name.startswith(part) for name in names) for part in PARTS)
+            and names.issuperset(random_states)
+            and names.issuperset(sums)
+            and all(_crc32(path) == sums.get(path.name) for path in weights)
+            and all(map(_is_sound_archive, archives))
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return False
-    random_states = [f"rng_state_{rank}.pth" for rank in range(processes)] if processes > 1 else ["rng_state.pth"]
-    return (
-        all(any(name.startswith(part) for name in names) for part in PARTS)
-        and set(random_states) <= set(names)
-        and all(map(zipfile.is_zipfile, pickled))
-    )
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def _is_sound_archive(path: Path) -> bool:
+    """Whether every part of a file that torch saved has the sum that the archive gives for it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+        return False
+
+
+def checkpoint_step(path: Path) -> int:
+    return int(path.name.split("-")[1])
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
-    """Checkpoints of a folder, whole or not, the latest first."""
-    found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    """Checkpoints of a folder, complete or not, the latest step first."""
+    paths = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(paths, key=checkpoint_step, reverse=True)
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
+    """The complete checkpoint with the latest step; None without one."""
     return next((str(path) for path in checkpoints(output_dir) if is_complete(path)), None)
+
+
+def rotate(output_dir: str | Path, limit: int | None, step: int, best: str | None = None):
+    """Remove the oldest checkpoints beyond `limit`, by their steps and not by file times, which a clock can turn around.
+
+    Args:
+        step: the step of the checkpoint that was just written. It is kept, and so are later ones: an earlier run left them.
+        best: the checkpoint with the best score, which is kept too.
+    """
+    if not limit or limit < 1:
+        return
+    earlier = [path for path in checkpoints(output_dir) if checkpoint_step(path) < step]
+    kept = limit - 1
+    if best is not None and any(path.name == Path(best).name for path in earlier):
+        earlier = [path for path in earlier if path.name != Path(best).name]
+        kept = max(0, kept - 1)
+    for path in earlier[kept:]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def check_writable(folder: Path):
@@ -75,57 +128,77 @@ def check_writable(folder: Path):
         raise OutputError(f"output_dir {folder} cannot be written: {error.strerror or error}") from error
 
 
-def claim(folder: Path, settings: dict[str, Any], overwrite: bool, is_first: bool):
-    """Take a folder for a run of these settings. One that holds a run of others is refused, or cleared if so told.
+def reserve(folder: Path, settings: dict[str, Any], overwrite: bool, is_main_process: bool) -> AbstractContextManager[None]:
+    """Reserve an output folder for one training run; see [`reserve_output_dir`].
 
-    Only the first process writes; what it clears are checkpoints, which no later run may go on from.
+    A folder with a model or checkpoints of other settings is refused; with `overwrite`, its checkpoints are removed, so that
+    no later run resumes from them.
     """
-    mark, settings = folder / SETTINGS, json.loads(json.dumps(settings))
-    if (folder / "config.json").exists() or checkpoints(folder):
-        there = json.loads(mark.read_text()) if mark.is_file() else None
-        if there != settings and not overwrite:
-            names = sorted(name for name in settings | (there or {}) if (there or {}).get(name) != settings.get(name))
-            what = f"another run ({', '.join(names)} differ)" if there else "a model that no such run has made"
-            raise OutputError(
-                f"output_dir {folder} holds {what}: choose another --output_dir, or give --overwrite_output_dir, which "
-                "removes its checkpoints"
-            )
-        if there != settings and is_first:
-            for path in checkpoints(folder):
-                shutil.rmtree(path)
-    if is_first:
-        with atomic_write(mark) as path:
-            path.write_text(json.dumps(settings, indent=1))
+
+    def remove_checkpoints(output_dir: Path):
+        for path in checkpoints(output_dir):
+            shutil.rmtree(path)
+
+    return reserve_output_dir(
+        folder,
+        settings,
+        settings_file=SETTINGS,
+        results=("config.json", "checkpoint-*"),
+        overwrite=overwrite,
+        clear=remove_checkpoints,
+        option="--output_dir",
+        overwrite_option="--overwrite_output_dir",
+        is_main_process=is_main_process,
+    )
 
 
-def check_resumable(checkpoint: str, config) -> None:
-    """Raises `OutputError` for a checkpoint that is not whole, or is another model's."""
+def check_resumable(checkpoint: str, config, settings: dict[str, Any] | None = None) -> None:
+    """Check the checkpoint that a run resumes from.
+
+    Args:
+        config: the model's config in this run.
+        settings: settings of this run. Where the checkpoint lies in another run's folder, differences are logged: the weights
+            will not be those of an uninterrupted run.
+
+    Raises:
+        OutputError: the checkpoint is not complete, or is another model's.
+    """
     folder = Path(checkpoint)
     if not is_complete(folder):
-        whole = last_complete_checkpoint(folder.parent)
-        raise OutputError(f"{folder} is no whole checkpoint; the last whole one beside it: {whole or 'none'}")
-    there, here = json.loads((folder / "config.json").read_text()), json.loads(config.to_json_string(use_diff=False))
+        complete = last_complete_checkpoint(folder.parent)
+        raise OutputError(
+            f"{folder} is not a complete checkpoint: a file is missing or damaged; "
+            f"the last complete one in {folder.parent}: {complete or 'none'}"
+        )
+    saved, current = json.loads((folder / "config.json").read_text()), json.loads(config.to_json_string(use_diff=False))
     # A config is saved without the values that are the defaults.
-    there = type(config)(**there).to_dict() if "model_type" in there else there
-    there = json.loads(json.dumps(there, default=str))
-    differing = [name for name in IDENTITY if there.get(name) != here.get(name)]
-    differing += [f"text_config.{name}" for name in TEXT_IDENTITY
-                  if there["text_config"].get(name) != here["text_config"].get(name)]  # fmt: skip
-    if there["vision_config"].get("backbone") != here["vision_config"].get("backbone"):
+    saved = type(config)(**saved).to_dict() if "model_type" in saved else saved
+    saved = json.loads(json.dumps(saved, default=str))
+    differing = [name for name in IDENTITY if saved.get(name) != current.get(name)]
+    differing += [
+        f"text_config.{name}" for name in TEXT_IDENTITY if saved["text_config"].get(name) != current["text_config"].get(name)
+    ]
+    if saved["vision_config"].get("backbone") != current["vision_config"].get("backbone"):
         differing.append("vision_config.backbone")
     if differing:
         raise OutputError(f"{folder} is a checkpoint of another model: {', '.join(differing)} differ")
+    run = folder.parent / SETTINGS
+    if settings is not None and run.is_file():
+        earlier, settings = json.loads(run.read_text()), json.loads(json.dumps(settings))
+        if names := sorted(name for name in settings | earlier if settings.get(name) != earlier.get(name)):
+            logger.warning("%s is a checkpoint of a run with other settings: %s differ", folder, ", ".join(names))
 
 
 @contextmanager
 def explain_write_errors(what: str, folder: str | Path) -> Iterator[None]:
-    """A failed write, on a full disk above all, says what, where, how much room there is and what is left."""
+    """Turn a failed write, most often on a full disk, into an error that says what, where, the space left and what to do."""
     try:
         yield
     except OutputError:
         raise
     except (OSError, RuntimeError, SafetensorError) as error:
-        free, whole = shutil.disk_usage(folder).free, last_complete_checkpoint(folder)
-        after = f"go on from {whole} with --resume_from_checkpoint auto" if whole else "there is no whole checkpoint"
-        raise OutputError(f"{what} could not be written to {folder}, where {free / 1e6:.1f} MB are free: {error!s:.300}; "
-                          f"{after}") from error  # fmt: skip
+        free, complete = shutil.disk_usage(folder).free, last_complete_checkpoint(folder)
+        advice = f"resume from {complete} with --resume_from_checkpoint auto" if complete else "there is no complete checkpoint"
+        raise OutputError(
+            f"{what} could not be written to {folder}, where {free / 1e6:.1f} MB are free: {error!s:.300}; {advice}"
+        ) from error

@@ -3,68 +3,95 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import Any
 
 import numpy as np
 import torch
 
-from processors import HamLearningProcessor, ImageError
+from processors import REGION_FIELDS, HamLearningProcessor, ImageError, load_reduced
 
 from .vision_cache import VisionCache
 
 logger = logging.getLogger(__name__)
 
 
-class MnerCollator:
-    """Calls the processor on rows and pads the labels to (B, W) with −100.
+# An unmounted disk loses one image after the other: so many unreadable ones among the latest end the run.
+MAX_UNREADABLE, LATEST = 25, 50
 
-    An image that cannot be read is left out with a warning that names the post. With a `vision_cache` the batch has the
-    pictures' features, (B, C, rows, columns), in place of their pixels.
+
+class ImagesLostError(RuntimeError):
+    """Most of the latest images could not be read: training on would make a model of the text alone."""
+
+
+class MnerCollator:
+    """Rows of a data set to a batch of the model: calls the processor and pads the labels to (B, W) with −100.
+
+    An image that cannot be read is left out, logged with its post's id, and counted. Where half of the latest 50 cannot be
+    read, `ImagesLostError` ends the run. With a `vision_cache` the batch has the images' features, (B, C, rows, columns), in
+    place of their pixels.
     """
 
-    def __init__(self, processor: HamLearningProcessor, with_labels: bool = True, vision_cache: VisionCache | None = None):
+    def __init__(self, processor: HamLearningProcessor, vision_cache: VisionCache | None = None):
         self.processor = processor
-        self.with_labels = with_labels
         self.vision_cache = vision_cache
+        # Images read and images that could not be read. Shared memory: the workers of a data loader count in it too.
+        self.image_counts = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self._latest: deque[bool] = deque(maxlen=LATEST)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        given = {name: [row.get(name) for row in rows] for name in ("boxes", "box_labels", "box_scores")}
-        images, image_sizes, feature_maps = zip(*map(self._image, rows), strict=True)
-        regions = self.processor.extract_regions(images, **given, names=[f"post {row['id']}" for row in rows])
-        for row in rows if self.with_labels else []:
+        images, image_sizes, feature_maps = map(list, zip(*map(self._image, rows), strict=True))
+        row_regions = {name: [row.get(name) for row in rows] for name in REGION_FIELDS}
+        regions = self.processor.extract_regions(images, **row_regions, names=[f"post {row['id']}" for row in rows])
+        for row in rows:
             if len(row["ner_tags"]) != len(row["tokens"]):
                 raise ValueError(
-                    f"post {row['id']}, field ner_tags: {len(row['ner_tags'])} labels for {len(row['tokens'])} words"
+                    f"post {row['id']}, field ner_tags: expected {len(row['tokens'])} labels, one for each word, "
+                    f"got {len(row['ner_tags'])}"
                 )
         batch = dict(
-            self.processor(
-                text=[row["tokens"] for row in rows],
-                **({"image_sizes": image_sizes} if self.vision_cache else {"images": images}),
-                **{name: [of_post[name] for of_post in regions] for name in given},
-                is_split_into_words=True,
+            self.processor.encode(
+                [row["tokens"] for row in rows], regions, image_sizes, images=None if self.vision_cache else images
             )
         )
         if present := [feature_map for feature_map in feature_maps if feature_map is not None]:
             batch["vision_features"] = present[0].new_zeros(len(rows), *present[0].shape)
             batch["vision_features"][batch["has_image"]] = torch.stack(present)
-        if self.with_labels:
-            labels = np.full(batch["word_mask"].shape, -100, dtype=np.int64)
-            labels[batch["word_mask"].numpy()] = np.concatenate([np.asarray(row["ner_tags"], int) for row in rows])
-            batch["labels"] = torch.from_numpy(labels)
+        labels = np.full(batch["word_mask"].shape, -100, dtype=np.int64)
+        labels[batch["word_mask"].numpy()] = np.concatenate([np.asarray(row["ner_tags"], int) for row in rows])
+        batch["labels"] = torch.from_numpy(labels)
         batch["ids"] = [row["id"] for row in rows]
         return batch
 
     def _image(self, row: dict[str, Any]) -> tuple[Any, tuple[int, int] | None, torch.Tensor | None]:
-        """A post's picture, or what stands for it where only its features are needed; its size; its features."""
+        """A post's image, its size and its features. Where the features are enough, the size stands for the image."""
         if row.get("image") is None:
             return None, None, None
         try:
-            if self.vision_cache is None:
-                return self.processor.load_image(row["image"]), None, None
-            feature_map, size = self.vision_cache.get(row["image"])
-            if self.processor.needs_picture(row.get("boxes")):
-                return self.processor.load_image(row["image"]), size, feature_map
-            return size, size, feature_map
+            image = self._load(row)
         except ImageError as error:
             logger.warning("post %s is read without its image, which %s", row["id"], error)
+            self._count(row, is_readable=False)
             return None, None, None
+        self._count(row, is_readable=True)
+        return image
+
+    def _load(self, row: dict[str, Any]) -> tuple[Any, tuple[int, int] | None, torch.Tensor | None]:
+        if self.vision_cache is None:
+            image, size = load_reduced(row["image"], self.processor.target_size)
+            return image, size, None
+        feature_map, size = self.vision_cache.get(row["image"])
+        if self.processor.needs_image(row.get("boxes")):
+            return load_reduced(row["image"], self.processor.target_size)[0], size, feature_map
+        return size, size, feature_map
+
+    def _count(self, row: dict[str, Any], is_readable: bool):
+        self.image_counts[0] += 1
+        self.image_counts[1] += not is_readable
+        self._latest.append(is_readable)
+        lost = self._latest.count(False)
+        if lost >= MAX_UNREADABLE:
+            raise ImagesLostError(
+                f"post {row['id']}, field image: {lost} of the latest {len(self._latest)} images cannot be read, "
+                "so the run ends here; see that their folder is there, or set use_images to false"
+            )

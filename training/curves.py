@@ -1,4 +1,4 @@
-"""The picture of a training run: loss and F1 over epochs (Figure 4 of the paper)."""
+"""A plot of a training run: loss and F1 over epochs (Figure 4 of the paper)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first: there may be no screen)
+import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first, since there may be no screen)
 from matplotlib.figure import Figure  # noqa: E402
 
 
@@ -28,7 +28,7 @@ def plot_curves(log_history: list[dict[str, Any]], path: str | Path) -> Path:
         right.legend(frameon=False)
     if train or evaluations:
         left.legend(frameon=False)
-    left.set(xlabel="epoch", ylabel="loss a word", title="Loss")
+    left.set(xlabel="epoch", ylabel="loss per word", title="Loss")
     right.set(xlabel="epoch", ylabel="F1", title="Validation")
     save_figure(figure, path)
     return Path(path)

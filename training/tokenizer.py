@@ -1,4 +1,4 @@
-"""A tokenizer and a text encoder of one's own, for data that no pretrained encoder reads."""
+"""A tokenizer made from the training data, for a text encoder that is trained from scratch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def build_tokenizer(
     words: Iterable[str], kind: str = "word", min_count: int = 2, lowercase: bool = True, max_length: int = 512
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer with every word, or every character, that the words hold at least `min_count` times.
+    """Make a tokenizer whose vocabulary is every word, or every character, that occurs at least `min_count` times.
 
     Args:
         kind: `"word"` or `"char"`.
@@ -23,7 +23,7 @@ def build_tokenizer(
         ValueError: an unknown kind.
     """
     if kind not in ("word", "char"):
-        raise ValueError(f'tokenizer kind: "word" or "char" are known, not {kind!r}')
+        raise ValueError(f'tokenizer_config, kind: expected "word" or "char", got {kind!r}')
     units: Counter[str] = Counter()
     for word in words:
         word = word.lower() if lowercase else word
@@ -40,7 +40,6 @@ def build_tokenizer(
     )
     raw.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B [SEP]",
         special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
     )
     return PreTrainedTokenizerFast(

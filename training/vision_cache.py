@@ -1,4 +1,4 @@
-"""Features of pictures under a frozen vision backbone, computed once and kept on disk for every later epoch and run."""
+"""Image features of a frozen vision backbone, computed once and kept on disk for later epochs and runs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
 from modeling_hamlearning import HamLearningModel
-from processors import ImageError, content_key, load_image
+from processors import ImageError, content_key, load_image, load_reduced, resize_target
 
 
 class VisionCache:
-    """A folder with one safetensors file a picture, named by its content: the picture's feature map and its size."""
+    """A folder with one safetensors file per image, named by the image's content: its feature map and its size."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -34,8 +34,8 @@ class VisionCache:
         image_processor: BaseImageProcessor,
         precision: torch.dtype | None = None,
     ) -> VisionCache:
-        """The cache under `folder` of this backbone: another architecture, other weights, another image processor or
-        autocast precision is another backbone.
+        """The cache of this backbone under `folder`. Another architecture, other weights, another image processor or another
+        autocast precision has a cache of its own.
         """
         settings = image_processor.to_json_string(), model.config.vision_config.to_json_string(), str(precision)
         digest = hashlib.sha256(repr(settings).encode())
@@ -44,26 +44,27 @@ class VisionCache:
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return cls(Path(folder) / digest.hexdigest()[:32])
 
-    def _file(self, picture: Any) -> Path:
-        key = content_key(picture)
+    def _file(self, image: Any) -> Path:
+        key = content_key(image)
         return self.folder / key[:2] / f"{key}.safetensors"
 
-    def get(self, picture: Any) -> tuple[Tensor, tuple[int, int]]:
-        """The feature map (C, rows, columns) of a picture, and its height and width.
+    def get(self, image: Any) -> tuple[Tensor, tuple[int, int]]:
+        """The feature map (C, rows, columns) of an image, and its height and width in pixels.
 
         Raises:
-            ImageError: the picture cannot be read.
+            ImageError: the image cannot be read.
+            FileNotFoundError: the cache lacks it, because its file was removed.
         """
-        file = self._file(picture)
+        file = self._file(image)
         if not file.is_file():
-            load_image(picture)
-            raise FileNotFoundError(f"{file} is gone: start again to have this picture's features computed")
-        kept = load_file(file)
-        return kept["feature_map"], tuple(kept["size"].tolist())
+            load_image(image)
+            raise FileNotFoundError(f"{file} was removed: start again, which computes this image's features")
+        content = load_file(file)
+        return content["feature_map"], tuple(content["size"].tolist())
 
     def fill(
         self,
-        pictures: Iterable[Any],
+        images: Iterable[Any],
         model: HamLearningModel,
         image_processor: BaseImageProcessor,
         precision: torch.dtype | None = None,
@@ -71,34 +72,33 @@ class VisionCache:
         share: int = 0,
         shares: int = 1,
     ):
-        """Encode and keep what is not there yet of these pictures (`None` for a post without), or one share of several.
+        """Encode the images that the cache lacks, or one share of several; `None` stands for a post without an image.
 
-        What cannot be read is left out: the collator says so, and of which post.
+        Images that cannot be read are left out here; the collator logs them with their posts.
         """
-        opened: dict[Path, PIL.Image.Image] = {}
+        batch: dict[Path, tuple[PIL.Image.Image, tuple[int, int]]] = {}
 
-        def keep():
-            pixels = image_processor(images=list(opened.values()), return_tensors="pt")["pixel_values"]
+        def encode():
+            pixels = image_processor(images=[image for image, _ in batch.values()], return_tensors="pt")["pixel_values"]
             pixels = pixels.to(model.device)
             with torch.no_grad(), torch.autocast(model.device.type, precision) if precision else nullcontext():
                 feature_maps = model.get_image_features(pixels).cpu()
-            for (file, picture), feature_map in zip(opened.items(), feature_maps, strict=True):
+            for (file, (_, size)), feature_map in zip(batch.items(), feature_maps, strict=True):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                # Whole or not at all, whoever else is writing the same.
+                # Several processes may write the same file: each writes a file of its own and renames it.
                 part = file.with_suffix(f".{os.getpid()}.part")
-                size = torch.tensor([picture.height, picture.width])
-                save_file({"feature_map": feature_map.contiguous(), "size": size}, part)
+                save_file({"feature_map": feature_map.contiguous(), "size": torch.tensor(size)}, part)
                 part.replace(file)
-            opened.clear()
+            batch.clear()
 
-        for picture in tqdm(pictures, desc="vision features"):
+        for image in tqdm(images, desc="vision features"):
             try:
-                file = None if picture is None else self._file(picture)
+                file = None if image is None else self._file(image)
                 if file and int(file.stem[:8], 16) % shares == share and not file.is_file():
-                    opened[file] = load_image(picture)
+                    batch[file] = load_reduced(image, resize_target(image_processor))
             except ImageError:
                 continue
-            if len(opened) == batch_size:
-                keep()
-        if opened:
-            keep()
+            if len(batch) == batch_size:
+                encode()
+        if batch:
+            encode()

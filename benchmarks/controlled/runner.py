@@ -1,4 +1,4 @@
-"""A row of a table: one training run and what it is scored on. A row that is done is a line of `runs.jsonl` and not run again."""
+"""Runs experiments: each trains one model and scores it. The result is a line of `runs.jsonl` and is not made again."""
 
 from __future__ import annotations
 
@@ -35,18 +35,19 @@ VISION_CACHE = Path("outputs/vision_features")
 MODEL_FIELDS = set(ModelArguments.__dataclass_fields__)
 QUICK_STEPS, QUICK_POSTS = 4, 24
 RUNS = "runs.jsonl"
+CALIBRATION_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Row:
-    """One training run.
+class Experiment:
+    """One model, trained once.
 
     Args:
-        section, data, model, seed: what it is called in files and tables.
+        section, data, model, seed: its name in files and tables. `model` says what is special about the model.
         settings: arguments of `train.py`, by their names.
-        rival: `plain` or `pooled` in place of our model.
-        pictures: what a post is trained with: its `own` picture, `none`, an `unrelated` one or `another` post's.
-        calibrated: whether a tenth of train is kept from training and the scores' temperature fitted to it.
+        baseline: `plain` or `pooled`, to train that baseline in place of HamLearning.
+        images: what the posts are trained with: their `own` images, `none`, `unrelated` ones or `another` post's.
+        calibrated: whether a tenth of train is set aside, and the temperature of the scores fitted to it.
         curve: whether the first of the sets it is scored on is scored after every epoch too.
     """
 
@@ -55,8 +56,8 @@ class Row:
     model: str
     seed: int
     settings: dict = field(default_factory=dict, compare=False)
-    rival: str | None = None
-    pictures: str = "own"
+    baseline: str | None = None
+    images: str = "own"
     calibrated: bool = False
     curve: bool = False
 
@@ -66,142 +67,149 @@ class Row:
 
 
 Splits = tuple[DatasetDict, dict[str, Dataset]]
-Measure = Callable[[Row, nn.Module, HamLearningProcessor, MnerCollator, dict[str, Dataset]], dict[str, Any]]
+Measure = Callable[[Experiment, nn.Module, HamLearningProcessor, MnerCollator, dict[str, Dataset]], dict[str, Any]]
 
 
 def run_pending(
-    rows: list[Row],
+    experiments: list[Experiment],
     results: Path,
-    data_of: Callable[[Row], Splits],
+    load_data: Callable[[Experiment], Splits],
     measure: Measure | None = None,
     quick: bool = False,
+    command: str = "",
 ):
-    """Run every row that `results/runs.jsonl` does not hold yet.
+    """Run every experiment that `results/runs.jsonl` does not hold yet.
 
     Args:
-        data_of: what a row is trained on, and the sets it is scored on by their names.
-        measure: what a row tells beside F1.
-        quick: a few posts and steps a row.
+        load_data: returns what an experiment is trained on, and the sets it is scored on by their names.
+        measure: returns what an experiment measures besides F1.
+        quick: train for a few steps on a few posts.
+        command: the command that runs them, which is written beside each result.
     """
     results.mkdir(parents=True, exist_ok=True)
-    done = {_name(result) for result in read_rows(results)}
-    progress = tqdm([row for row in rows if row.name not in done], desc="rows")
-    for row in progress:
-        progress.set_postfix_str(row.name)
-        result = run(row, *data_of(row), measure, quick)
+    done = {_name(run) for run in read_runs(results)}
+    progress = tqdm([experiment for experiment in experiments if experiment.name not in done], desc="experiments")
+    for experiment in progress:
+        progress.set_postfix_str(experiment.name)
+        result = run(experiment, *load_data(experiment), measure, quick) | {"command": command}
         with open(results / RUNS, "a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
 
 
-def read_rows(results: Path) -> list[dict[str, Any]]:
-    """Every row that is done, in the order of their names."""
+def read_runs(results: Path) -> list[dict[str, Any]]:
+    """The results of all experiments that have been run, in the order of their names."""
     path = results / RUNS
     if not path.is_file():
         return []
     return sorted(map(json.loads, path.read_text(encoding="utf-8").splitlines()), key=_name)
 
 
-def _name(result: dict[str, Any]) -> str:
-    return Row(*(result[name] for name in ("section", "data", "model", "seed"))).name
+def _name(run: dict[str, Any]) -> str:
+    return Experiment(run["section"], run["data"], run["model"], run["seed"]).name
 
 
 def run(
-    row: Row, data: DatasetDict, scored: dict[str, Dataset], measure: Measure | None = None, quick: bool = False
+    experiment: Experiment, data: DatasetDict, scored: dict[str, Dataset], measure: Measure | None = None, quick: bool = False
 ) -> dict[str, Any]:
-    """Train one row and score it on each of its sets."""
-    began, cpu = time.time(), time.process_time()
+    """Train the experiment's model and score it on each of its sets.
+
+    Args:
+        data: `train`, and the splits whose labels the model has to know.
+        scored: the sets to score on by their names.
+    """
+    start, cpu_start = time.time(), time.process_time()
     if quick:
-        data = DatasetDict({split: _first(rows) for split, rows in data.items()})
-        scored = {name: _first(rows) for name, rows in scored.items()}
-    names = dataset_labels(data["train"])
-    train, kept = data["train"], None
-    if row.calibrated:
-        train, kept = train.train_test_split(0.1, seed=row.seed).values()
-    set_seed(row.seed)
-    model, processor, collator = _built(row, data, names, [data["train"], *scored.values()])
+        data = DatasetDict({split: _first_rows(rows) for split, rows in data.items()})
+        scored = {name: _first_rows(rows) for name, rows in scored.items()}
+    labels = dataset_labels(data["train"])
+    train, held_out = data["train"], None
+    if experiment.calibrated:
+        train, held_out = train.train_test_split(CALIBRATION_SHARE, seed=experiment.seed).values()
+    set_seed(experiment.seed)
+    model, processor, collator = _build(experiment, data, labels, [data["train"], *scored.values()])
     with tempfile.TemporaryDirectory() as folder:
         trainer = MnerTrainer(
             model=model,
-            args=_training_arguments(row, folder, quick),
+            args=_training_arguments(experiment, folder, quick),
             data_collator=collator,
-            train_dataset=_with_length(train),
-            eval_dataset=_with_length(next(iter(scored.values()))),
-            compute_metrics=ComputeMnerMetrics(names),
+            train_dataset=train,
+            eval_dataset=next(iter(scored.values())),
+            compute_metrics=ComputeMnerMetrics(labels),
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        temperature = calibrate(model, trainer, kept) if row.calibrated else None
-        scores = {name: trainer.evaluate(_with_length(rows), metric_key_prefix=name) for name, rows in scored.items()}
-    result = {
-        "section": row.section,
-        "data": row.data,
-        "model": row.model,
-        "seed": row.seed,
-        "scores": {
-            name: {metric: of_set[f"{name}_{metric}"] for metric in ("f1", "f1_strict", "gold_total")}
-            for name, of_set in scores.items()
-        },
+        temperature = calibrate(model, trainer, held_out) if experiment.calibrated else None
+        scores = {}
+        for name, rows in scored.items():
+            metrics = trainer.evaluate(rows, metric_key_prefix=name)
+            scores[name] = {metric: metrics[f"{name}_{metric}"] for metric in ("f1", "f1_strict", "gold_total")}
+    measures = measure(experiment, model, processor, collator, scored) if measure else {}
+    if experiment.calibrated:
+        measures["temperature"] = temperature
+    return {
+        "section": experiment.section,
+        "data": experiment.data,
+        "model": experiment.model,
+        "seed": experiment.seed,
+        "scores": scores,
         "curve": [
             {name: log[name] for name in ("epoch", "loss", "eval_loss", "eval_f1") if name in log}
             for log in trainer.state.log_history
             if "loss" in log or "eval_loss" in log
         ],
-        "measures": (measure(row, model, processor, collator, scored) if measure else {})
-        | ({"temperature": temperature} if row.calibrated else {}),
+        "measures": measures,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "date": time.strftime("%Y-%m-%d"),
-        "seconds": round(time.time() - began),
-        "cpu_seconds": round(time.process_time() - cpu),
+        "seconds": round(time.time() - start),
+        "cpu_seconds": round(time.process_time() - cpu_start),
     }
-    return result
 
 
-def _first(rows: Dataset) -> Dataset:
+def _first_rows(rows: Dataset) -> Dataset:
     return rows.select(range(min(QUICK_POSTS, len(rows))))
 
 
-def _with_length(rows: Dataset) -> Dataset:
-    """With what the Trainer groups posts by."""
-    return rows.add_column("length", [len(tokens) for tokens in rows["tokens"]])
-
-
-def _built(
-    row: Row, data: DatasetDict, names: list[str], shown: list[Dataset]
+def _build(
+    experiment: Experiment, data: DatasetDict, labels: list[str], image_sets: list[Dataset]
 ) -> tuple[nn.Module, HamLearningProcessor, MnerCollator]:
-    """The row's model and what makes its batches; the features of a frozen backbone come from the cache on disk."""
-    given = {name: value for name, value in row.settings.items() if name in MODEL_FIELDS}
-    arguments = ModelArguments(**given)
-    own, processor = build(arguments, data, names)
-    model: nn.Module = own
-    if row.rival == "plain":
-        model = PlainTagger(_plain_tagger(arguments, own, names))
-    elif row.rival == "pooled":
-        model = PooledTagger(own.model.text_encoder, own.model.vision_encoder, len(names))
+    """The experiment's model, its processor, and the collator, which reads a frozen backbone's features from a cache."""
+    arguments = ModelArguments(**{name: value for name, value in experiment.settings.items() if name in MODEL_FIELDS})
+    hamlearning, processor = build(arguments, data, labels)
+    model: nn.Module = hamlearning
+    if experiment.baseline == "plain":
+        model = PlainTagger(_plain_tagger(arguments, hamlearning, labels))
+    elif experiment.baseline == "pooled":
+        model = PooledTagger(hamlearning.model.text_encoder, hamlearning.model.vision_encoder, len(labels))
     collator = MnerCollator(processor)
-    if row.rival != "plain" and own.config.levels and arguments.freeze_vision:
-        cache = VisionCache.of_backbone(VISION_CACHE, own.model, processor.image_processor)
-        for rows in shown:
-            cache.fill(rows["image"], own.model.eval(), processor.image_processor)
+    if experiment.baseline != "plain" and hamlearning.config.levels and arguments.freeze_vision:
+        cache = VisionCache.of_backbone(VISION_CACHE, hamlearning.model, processor.image_processor)
+        for rows in image_sets:
+            cache.fill(rows["image"], hamlearning.model.eval(), processor.image_processor)
         collator.vision_cache = cache
     return model, processor, collator
 
 
-def _plain_tagger(arguments: ModelArguments, own: HamLearningForTokenClassification, names: list[str]):
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+def _plain_tagger(arguments: ModelArguments, hamlearning: HamLearningForTokenClassification, labels: list[str]):
+    label_maps = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
     if arguments.text == FROM_SCRATCH:
-        config = own.config.text_config
-        config.id2label, config.label2id = labels["id2label"], labels["label2id"]
+        config = hamlearning.config.text_config
+        config.id2label, config.label2id = label_maps["id2label"], label_maps["label2id"]
         return AutoModelForTokenClassification.from_config(config)
-    return AutoModelForTokenClassification.from_pretrained(arguments.text, **labels)
+    return AutoModelForTokenClassification.from_pretrained(arguments.text, **label_maps)
 
 
-def _training_arguments(row: Row, folder: str, quick: bool) -> MnerTrainingArguments:
-    given = {name: value for name, value in row.settings.items() if name not in MODEL_FIELDS}
+def _training_arguments(experiment: Experiment, folder: str, quick: bool) -> MnerTrainingArguments:
+    defaults = {
+        "output_dir": folder,
+        "per_device_eval_batch_size": 64,
+        "save_strategy": "no",
+        "report_to": "none",
+        "eval_strategy": "epoch" if experiment.curve and not quick else "no",
+        "logging_steps": 25,
+        "disable_tqdm": True,
+        "seed": experiment.seed,
+    }
+    settings = {name: value for name, value in experiment.settings.items() if name not in MODEL_FIELDS}
     if quick:
-        given |= {"max_steps": QUICK_STEPS}
-    curve = row.curve and not quick
-    return MnerTrainingArguments(
-        **{"output_dir": folder, "per_device_eval_batch_size": 64, "save_strategy": "no", "report_to": "none"}
-        | {"eval_strategy": "epoch" if curve else "no", "logging_steps": 25, "disable_tqdm": True, "seed": row.seed}
-        | given
-    )
+        settings |= {"max_steps": QUICK_STEPS}
+    return MnerTrainingArguments(**defaults | settings)

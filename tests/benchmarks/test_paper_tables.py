@@ -6,7 +6,7 @@ import pytest
 from datasets import ClassLabel, DatasetDict, Features, List
 
 from benchmarks import paper_tables
-from benchmarks.controlled.runner import read_rows
+from benchmarks.controlled.runner import read_runs
 from mner_data.loading import dataset_labels
 from mner_data.readers import DataError
 from mner_data.synthetic_posts import synthetic_splits
@@ -50,19 +50,19 @@ def test_tables_and_curves(folder, monkeypatch):
     call = [str(folder / "config.yaml"), "--data", str(folder / "sets"), "--output", str(folder / "out")]
     call += ["--seeds", "0", "--tables", "cross", "noise", "--learning_rate", "1e-3"]
     paper_tables.main(call)
-    rows = {(result["data"], result["model"]): result for result in read_rows(folder / "out")}
-    assert set(rows) == {(data, model) for data in ("first", "second") for model in ("full model", "text alone")}
-    scores = rows["first", "full model"]["scores"]
+    runs = {(run["data"], run["model"]): run for run in read_runs(folder / "out")}
+    assert set(runs) == {(data, model) for data in ("first", "second") for model in ("full model", "text alone")}
+    scores = runs["first", "full model"]["scores"]
     assert set(scores) == {
-        "validation", "its own", "second", "another post's", "no picture", "blur", "heavy JPEG", "occlusion", "pure noise",
+        "validation", "its own", "second", "another post's", "no image", "blur", "heavy JPEG", "occlusion", "pure noise",
     }  # fmt: skip
-    totals = {name: of["gold_total"] for name, of in scores.items()}
-    assert totals["its own"] == totals["blur"] == rows["second", "text alone"]["scores"]["first"]["gold_total"]
+    totals = {name: score["gold_total"] for name, score in scores.items()}
+    assert totals["its own"] == totals["blur"] == runs["second", "text alone"]["scores"]["first"]["gold_total"]
     tables = (folder / "out" / "tables.md").read_text()
     assert "first → second" in tables and "| full model | occlusion |" in tables and "--learning_rate 1e-3" in tables
     assert tables.count("| text alone |") == 2 and "Ablation" not in tables
     assert all((folder / "out" / f"curves-{name}.png").stat().st_size > 5000 for name in ("first", "second"))
-    monkeypatch.setattr("benchmarks.controlled.runner.run", lambda *_: pytest.fail("a row that is done was run again"))
+    monkeypatch.setattr("benchmarks.controlled.runner.run", lambda *_: pytest.fail("a finished experiment was run again"))
     paper_tables.main(call)
 
 
@@ -73,5 +73,5 @@ def test_the_fourth_type_has_one_name(folder):
 
 
 def test_no_data_is_named(tmp_path):
-    with pytest.raises(DataError, match="--data: .* has no folders"):
+    with pytest.raises(DataError, match="--data: .* which has no folders"):
         paper_tables.main(["configs/paper.yaml", "--data", str(tmp_path)])

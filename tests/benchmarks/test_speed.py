@@ -1,4 +1,4 @@
-"""The model's cost above its encoders, counted in operations: a guard that does not depend on the machine's mood."""
+"""The model's cost above its encoders, counted in operations, which are the same on every run and machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.speed import SUB_TOKENS, WORDS, base_model, posts_like_tweets
+from benchmarks.speed import SUB_TOKENS, WORDS, base_model, image_branch_inputs, posts_like_tweets
 
 # Twice what was counted when this was written: 8 posts of the middle of the distribution, all levels, three rounds.
 MOST_FLOPS_ABOVE, MOST_CALLS_ABOVE = 0.0521, 2.91
@@ -34,9 +34,14 @@ def counted(action) -> tuple[int, int]:
 
 
 @pytest.fixture(scope="module")
-def above():
+def model_and_batch():
+    return base_model().eval(), posts_like_tweets(WORDS[16:24], SUB_TOKENS[16:24])
+
+
+@pytest.fixture(scope="module")
+def above(model_and_batch):
     """Operations and calls of tagging, over those of the two encoders on the same posts, less 1."""
-    model, batch = base_model().eval(), posts_like_tweets(WORDS[16:24], SUB_TOKENS[16:24])
+    model, batch = model_and_batch
     inner = model.model
 
     def encoders():
@@ -53,3 +58,12 @@ def test_operations_above_the_encoders(above):
 
 def test_calls_above_the_encoders(above):
     assert 0 < above[1] <= MOST_CALLS_ABOVE
+
+
+@torch.no_grad()
+def test_the_image_branch_is_measured_on_what_the_model_gives_it(model_and_batch):
+    model, batch = model_and_batch
+    inputs, words, word_mask = image_branch_inputs(model.model, batch)
+    branch = model.model.image_branch
+    fused = branch(words, word_mask, branch.memories(**inputs))[0]
+    torch.testing.assert_close(fused, model.model(**batch).last_hidden_state)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from mner_data.synthetic_posts import synthetic_dataset
 from tests.tiny_model import saved_tiny_model
 
 pytest.importorskip("ray", reason="bulk tagging needs the extra bulk")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = os.environ.get("HAMLEARNING_DATA")
@@ -28,13 +29,8 @@ KILLS, NUM_POSTS, BLOCK_ROWS, SEED = 10, 1000, 10, 0
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return saved_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
 def synthetic(tmp_path_factory):
-    """Synthetic posts with their pictures, a few of them broken, and their ids."""
+    """Synthetic posts with their images, a few of them broken, and their ids."""
     rows = synthetic_dataset(200, SEED).remove_columns(["ner_tags", "deciding_region", "leading_region"])
     rows = rows.select([place % 200 for place in range(NUM_POSTS)]).remove_columns("id")
     rows = rows.add_column("id", [f"post {place}" for place in range(NUM_POSTS)])
@@ -59,14 +55,13 @@ def end(processes: list[psutil.Process]):
 class Run:
     """predict.py in a process of its own, and the Ray below it."""
 
-    def __init__(self, model: Path, data: Path, output: Path, log: Path, *more: str):
+    def __init__(self, model: Path, data: Path, output: Path, log: Path, *more: str, **options):
         self.output, self.log = output, log
         command = [sys.executable, ROOT / "predict.py", "--model", model, "--data", data, "--output", output]
         command += ["--workers", "1", "--block_rows", str(BLOCK_ROWS), *more]
         with open(self.log, "ab") as log:
-            self.driver = psutil.Popen(
-                [*map(str, command)], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log
-            )
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            self.driver = psutil.Popen([*map(str, command)], cwd=ROOT, env=environment, stdout=log, stderr=log, **options)
 
     def below(self) -> list[psutil.Process]:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -188,6 +183,20 @@ def test_kills_of_a_worker(model, synthetic, tmp_path):
     run.finish()
     check_whole(tmp_path / "out", ids)
     assert any("Tagger" in name for name in killed), "no tagger was among them: choose another seed"
+
+
+def test_ctrl_c(model, synthetic, tmp_path):
+    """Ctrl-C reaches every process of the terminal's group; the run says how to go on, and does."""
+    path, ids = synthetic
+    run = Run(model, path, tmp_path / "out", tmp_path / "log", start_new_session=True)
+    run.wait_for(lambda: run.written() >= 3)
+    below = run.below()
+    os.killpg(run.driver.pid, signal.SIGINT)
+    assert run.driver.wait(300) == 130
+    end(below)
+    assert run.log.read_text().splitlines()[-1] == "predict.py: interrupted; the same command goes on where it was"
+    assert "going on: " in Run(model, path, tmp_path / "out", tmp_path / "log").finish()
+    check_whole(tmp_path / "out", ids)
 
 
 def test_a_post_that_kills_its_worker_every_time(synthetic, tmp_path):

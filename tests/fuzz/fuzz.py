@@ -1,4 +1,5 @@
-"""Mutated input for everything that reads what strangers wrote: `python -m tests.fuzz.fuzz --inputs 20000 --seed 1`.
+"""Mutated input for everything that reads what strangers wrote: `python -m tests.fuzz.fuzz --inputs 20000 --seed 1`;
+files of images alone: `python -m tests.fuzz.fuzz --only images --inputs 30000`.
 
 An input gives a result of the right shape or an error of our own kinds that names post and field, soon and within memory.
 Input number i of a target follows from seed, target and i alone.
@@ -30,7 +31,7 @@ from transformers import BertConfig, pipeline
 from hub_scripts import prepare_dataset
 from mner_data.loading import load_splits
 from mner_data.readers import DataError
-from processors import HamLearningImageProcessor, HamLearningProcessor, ImageError
+from processors import HamLearningImageProcessor, HamLearningProcessor, ImageError, load_reduced
 from tests.tiny import tiny_tokenizer
 from tests.tiny_model import tiny_model
 
@@ -38,6 +39,8 @@ from . import mutations
 
 SECONDS_AN_INPUT = 20
 MEGABYTES = 1500
+# Of processor time and of memory, for the file of one image.
+SECONDS_AN_IMAGE, MEGABYTES_AN_IMAGE = 2, 500
 NAMES_POST_AND_FIELD = re.compile(r"^(post \d+(, field \w+|:)|(text|images|boxes|box_labels|box_scores): )", re.DOTALL)
 NAMES = ["a", "b", "c", "d.png"]
 
@@ -51,7 +54,7 @@ class Targets:
 
     def __init__(self, folder: Path):
         torch.set_num_threads(1)
-        mutations.pictures()
+        mutations.image_files()
         self.folder, self.model = folder, folder / "model"
         self.tokenizer = tiny_tokenizer("bert")
         config = BertConfig(vocab_size=len(self.tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
@@ -62,6 +65,22 @@ class Targets:
         self.processor_.save_pretrained(self.model)
         self.ner = pipeline("mner", model=str(self.model), trust_remote_code=True)
         self.tagger_ = None
+        self.slowest = self.largest = 0.0
+
+    def images(self, generator: random.Random):
+        content, target_size = mutations.image_file(generator), generator.choice((None, (32, 32), (224, 224)))
+        memory, begun = megabytes_now(), time.process_time()
+        try:
+            image, (height, width) = load_reduced(content, target_size)
+            check(image.mode == "RGB" and height >= image.height > 0 and width >= image.width > 0, "another mode or size")
+            outcome = "result"
+        except ImageError:
+            outcome = "refused"
+        seconds, grown = time.process_time() - begun, megabytes_at_most() - memory
+        check(seconds < SECONDS_AN_IMAGE, f"{seconds:.1f} seconds")
+        check(grown < MEGABYTES_AN_IMAGE, f"{grown:.0f} MB more memory")
+        self.slowest, self.largest = max(self.slowest, seconds), max(self.largest, grown)
+        return outcome
 
     def processor(self, generator: random.Random):
         posts = [mutations.post(generator) for _ in range(generator.choice((1, 1, 2, 4)))]
@@ -108,12 +127,12 @@ class Targets:
         return self._files(generator, run)
 
     def _files(self, generator: random.Random, run):
-        """A folder with mutated posts, pictures and regions."""
+        """A folder with mutated posts, images and regions."""
         source = self.folder / "source"
         shutil.rmtree(source, ignore_errors=True)
         (source / "images").mkdir(parents=True)
         for name in NAMES[:3]:
-            content = mutations.mutated(generator, generator.choice(mutations.pictures()))
+            content = mutations.mutated(generator, generator.choice(mutations.image_files()))
             (source / "images" / f"{name}.jpg").write_bytes(content)
         if generator.random() < 0.6:
             (source / "train.txt").write_bytes(mutations.conll(generator, NAMES))
@@ -133,9 +152,9 @@ class Targets:
         from bulk.tagger import Tagger
 
         if self.tagger_ is None:
-            (self.folder / "pictures").mkdir()
-            (self.folder / "pictures" / "a.jpg").write_bytes(mutations.pictures()[0])
-            self.tagger_ = Tagger(str(self.model), None, str(self.folder / "pictures"), False, 4)
+            (self.folder / "images").mkdir()
+            (self.folder / "images" / "a.jpg").write_bytes(mutations.image_files()[0])
+            self.tagger_ = Tagger(str(self.model), None, str(self.folder / "images"), False, 4)
         lines = []
         for place in range(generator.choice((1, 2, 5))):
             post = mutations.post(generator)
@@ -146,11 +165,11 @@ class Targets:
                 row["image"] = image if isinstance(image, str | int | list | dict) else "a"
                 line = json.dumps(row, default=lambda value: str(value))
                 lines.append(mutations.mutated(generator, line.encode("utf-8", "surrogatepass")))
-        # And the columns of a parquet file, where pictures are bytes.
-        image = mutations.picture(generator)
+        # And the columns of a parquet file, where images are bytes.
+        image = mutations.image(generator)
         table = pa.table({"id": [f"p{place}" for place in range(len(lines))], "json": pa.array(lines, pa.binary())})
-        picture = pa.array([image if isinstance(image, bytes) else None], pa.binary())
-        other = pa.table({"id": ["q"], "tokens": [["Jordan"]], "image": picture})
+        column = pa.array([image if isinstance(image, bytes) else None], pa.binary())
+        other = pa.table({"id": ["q"], "tokens": [["Jordan"]], "image": column})
         outcome = "result"
         for given in (table, other):
             rows = self.tagger_(given).to_pylist()
@@ -164,7 +183,7 @@ class Targets:
         return outcome
 
 
-SHARES = {"processor": 0.3, "files": 0.25, "pipeline": 0.2, "predict": 0.15, "prepare": 0.1}
+SHARES = {"images": 0.3, "processor": 0.3, "files": 0.25, "pipeline": 0.2, "predict": 0.15, "prepare": 0.1}
 
 
 def check(holds, message: str):
@@ -178,6 +197,24 @@ def named(error: ValueError):
         repr(error)[:300],
     )
     check(NAMES_POST_AND_FIELD.match(str(error)), f"an error that names no post and field: {error!s:.300}")
+
+
+def peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def megabytes_now() -> float:
+    """The process's memory; what it takes at most is counted anew from here on (on Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status_megabytes("VmRSS")
+
+
+def megabytes_at_most() -> float:
+    return _status_megabytes("VmHWM")
+
+
+def _status_megabytes(field: str) -> float:
+    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)) / 1024
 
 
 def late(signum, frame):
@@ -196,8 +233,8 @@ def fuzz(inputs: int, seed: int, folder: Path, only: str | None = None) -> tuple
             continue
         outcomes[target] = collections.Counter()
         begun = time.monotonic()
-        for number in range(max(1, round(inputs * share))):
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for number in range(max(1, round(inputs * (share if only is None else 1)))):
+            before = peak_megabytes()
             signal.alarm(SECONDS_AN_INPUT)
             try:
                 with (
@@ -207,7 +244,7 @@ def fuzz(inputs: int, seed: int, folder: Path, only: str | None = None) -> tuple
                 ):
                     warnings.simplefilter("ignore")
                     outcomes[target][getattr(targets, target)(random.Random(f"{seed} {target} {number}"))] += 1
-                grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+                grown = peak_megabytes() - before
                 check(grown < MEGABYTES, f"{grown:.0f} MB more memory")
             except Exception as error:
                 where = traceback.extract_tb(error.__traceback__)[-1]
@@ -218,6 +255,9 @@ def fuzz(inputs: int, seed: int, folder: Path, only: str | None = None) -> tuple
             finally:
                 signal.alarm(0)
         outcomes[target]["seconds"] = round(time.monotonic() - begun)
+    if "images" in outcomes:
+        outcomes["images"]["milliseconds of the slowest"] = round(1000 * targets.slowest)
+        outcomes["images"]["megabytes of the largest"] = round(targets.largest)
     logging.disable(logging.NOTSET)
     return outcomes, faults
 

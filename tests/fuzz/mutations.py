@@ -1,4 +1,4 @@
-"""Broken and hostile input, drawn from a seed: text, bytes of files, pictures, boxes, posts."""
+"""Broken and hostile input, drawn from a seed: text, bytes of files, images, boxes, posts."""
 
 from __future__ import annotations
 
@@ -49,43 +49,79 @@ def mutated(generator: random.Random, content: bytes) -> bytes:
 
 
 @cache
-def pictures() -> list[bytes]:
-    """A small picture in every form that posts come with."""
+def image_files() -> list[bytes]:
+    """A small image in every form that posts come with, two forms that are not opened, and files that are no images."""
     base = pure_noise(Image.new("RGB", (40, 30)))
+    twelve_bits = Image.fromarray(np.asarray(base.convert("L")).astype(np.uint16) * 16)
     exif = Image.Exif()
     exif[0x0112] = 6
+    frames = {"save_all": True, "append_images": [base.rotate(180)] * 2}
     forms: list[tuple[Image.Image, str, dict]] = [
-        (base, "JPEG", {}), (base, "PNG", {}), (base, "WEBP", {}), (base, "BMP", {}), (base, "TIFF", {}),
-        (base, "TIFF", {"compression": "tiff_lzw"}), (base.quantize(8), "GIF", {}), (base.convert("CMYK"), "JPEG", {}),
-        (base, "JPEG", {"exif": exif}), (base, "JPEG", {"progressive": True}), (base.convert("RGBA"), "PNG", {}),
-        (base.quantize(8), "PNG", {"transparency": 1}), (base.convert("I;16"), "PNG", {}), (base.convert("1"), "PNG", {}),
-        (base.convert("LA"), "PNG", {}), (base, "GIF", {"save_all": True, "append_images": [base.rotate(90)] * 2}),
-        (base, "WEBP", {"save_all": True, "append_images": [base.rotate(180)] * 2}), (base, "ICO", {}),
-        (base, "PNG", {"save_all": True, "append_images": [base.rotate(180)]}), (base.convert("F"), "TIFF", {}),
-        (base, "PPM", {}), (base, "JPEG2000", {}), (Image.new("RGB", (1, 1)), "PNG", {}),
+        (base, "JPEG", {}), (base, "JPEG", {"exif": exif}), (base, "JPEG", {"progressive": True}),
+        (base.convert("CMYK"), "JPEG", {}), (base.resize((900, 700)), "JPEG", {}), (base, "MPO", frames),
+        (base, "PNG", {}), (base.convert("RGBA"), "PNG", {}), (base.quantize(8), "PNG", {"transparency": 1}),
+        (base.convert("I;16"), "PNG", {}), (twelve_bits, "PNG", {}), (base.convert("1"), "PNG", {}),
+        (base.convert("LA"), "PNG", {}), (base, "PNG", frames),
+        (base, "WEBP", {}), (base.convert("RGBA"), "WEBP", {"lossless": True}), (base, "WEBP", frames),
+        (base.quantize(8), "GIF", {}), (base, "GIF", frames), (base, "BMP", {}), (base.quantize(8), "BMP", {}),
+        (base, "TIFF", {}), (base, "TIFF", {"compression": "tiff_lzw"}), (base, "TIFF", {"compression": "jpeg"}),
+        (base.convert("F"), "TIFF", {}), (base.convert("I"), "TIFF", {}), (twelve_bits, "TIFF", {}),
+        (base.convert("CMYK"), "TIFF", {}), (base.convert("L"), "TIFF", {}),
+        (base, "AVIF", {"speed": 9}), (base.convert("RGBA"), "AVIF", {"speed": 9}), (base, "AVIF", frames | {"speed": 9}),
+        (base, "PPM", {}), (base, "ICO", {}), (Image.new("RGB", (1, 1)), "PNG", {}),
         (Image.new("L", (1, 10_000)), "PNG", {}), (Image.new("1", (11_000, 11_000)), "PNG", {}),
     ]  # fmt: skip
-    made = []
+    files = []
     for image, kind, options in forms:
         file = io.BytesIO()
-        image.save(file, kind, **options)
-        made.append(file.getvalue())
-    return [*made, b"", b"<html></html>", b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"]
+        image.copy().save(file, kind, **options)
+        files.append(file.getvalue())
+    return [*files, b"", b"<html></html>", b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"]
 
 
-def picture(generator: random.Random) -> Any:
-    """Bytes of a picture, mostly mutated; or what else someone may give."""
+@cache
+def _exif_block() -> bytes:
+    """An EXIF block with a tag of every kind: numbers, fractions, text, a directory of its own."""
+    exif = Image.Exif()
+    exif.update({0x0112: 6, 0x0100: 40, 0x011A: 72.5, 0x010E: "a dog", 0x0132: "2017:01:01 00:00:00", 0x0128: 2})
+    exif.get_ifd(0x8825).update({1: "N", 2: (52.0, 31.0, 12.0)})
+    exif.get_ifd(0x8769).update({0x9000: b"0232", 0x829A: 0.01})
+    return exif.tobytes()
+
+
+def file_with_broken_exif(generator: random.Random) -> bytes:
+    """A small intact image with a mutated EXIF block."""
+    file = io.BytesIO()
+    block = mutated(generator, _exif_block())[:60_000]
+    if generator.random() < 0.7 and len(block) > 100:  # a few bytes of the tags' table alone
+        block = bytearray(_exif_block())
+        for _ in range(generator.choice((1, 2, 4))):
+            block[generator.randrange(14, 100)] = generator.choice((0, 1, 2, 5, 7, 10, 12, 255, generator.randrange(256)))
+    kind = generator.choice(("JPEG", "JPEG", "PNG", "WEBP", "MPO"))
+    Image.new("RGB", (8, 6), "red").save(file, kind, exif=bytes(block))
+    return file.getvalue()
+
+
+def image_file(generator: random.Random) -> bytes:
+    """A file of any form, mutated, or one with a mutated EXIF block."""
+    if generator.random() < 0.3:
+        return file_with_broken_exif(generator)
+    return mutated(generator, generator.choice(image_files()))
+
+
+def image(generator: random.Random) -> Any:
+    """Bytes of an image, mostly mutated; or what else someone may give."""
     kind = generator.randrange(12)
     if kind == 0:
         return None
     if kind == 1:
         return generator.choice(("/nowhere.jpg", "", "a" * 5000, "a\x00b", "\ud800", "../..", "/", "/dev/zero", 7, [], {}, b"",
-                                 {"bytes": None, "path": None}, {"path": "x", "bytes": 7}))  # fmt: skip
+                                 {"bytes": None, "path": None}, {"path": "x", "bytes": 7}, "data:image/png;base64,A",
+                                 "data:", "a/" * 3000 + "b", io.BytesIO(), np.zeros((2, 2)), np.zeros((0, 3))))  # fmt: skip
     if kind == 2:
         size = generator.choice(((1, 1), (1, 10_000), (10_000, 1), (7, 9)))
         return Image.new(generator.choice(("RGB", "L", "RGBA", "CMYK", "P", "1", "I", "F", "LAB", "HSV", "YCbCr")), size)
-    content = generator.choice(pictures())
-    return mutated(generator, content) if kind > 4 else content
+    return image_file(generator) if kind > 4 else generator.choice(image_files())
 
 
 def text(generator: random.Random) -> Any:
@@ -125,7 +161,7 @@ def post(generator: random.Random) -> Any:
     """A post as the pipeline takes it."""
     if generator.random() < 0.02:
         return generator.choice((7, None, [], {"image": None}, {"text": "a", "picture": None}, {7: 8}))
-    made = {"text": text(generator), "image": picture(generator)}
+    made = {"text": text(generator), "image": image(generator)}
     return made | regions(generator) if generator.random() < 0.5 else made
 
 

@@ -16,15 +16,21 @@ TOKEN = "hf_loopback"
 
 @dataclass
 class Repo:
-    """A repo's commits, oldest first: sha and files."""
+    """A repo's commits, oldest first: sha and files. `commits` are those of main, `branches` those of all branches."""
 
     private: bool = False
-    commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=lambda: [("0" * 40, {})])
+    branches: dict[str, list[tuple[str, dict[str, bytes]]]] = field(default_factory=lambda: {"main": [("0" * 40, {})]})
+
+    @property
+    def commits(self) -> list[tuple[str, dict[str, bytes]]]:
+        return self.branches["main"]
 
     def at(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        if revision in ("main", "HEAD"):
-            return self.commits[-1]
-        return next((commit for commit in self.commits if commit[0] == revision), None)
+        revision = "main" if revision == "HEAD" else revision
+        if revision in self.branches:
+            return self.branches[revision][-1]
+        every_commit = (commit for commits in self.branches.values() for commit in commits)
+        return next((commit for commit in every_commit if commit[0] == revision), None)
 
 
 class HubServer(ThreadingHTTPServer):
@@ -38,6 +44,7 @@ class HubServer(ThreadingHTTPServer):
         self.blobs: dict[str, bytes] = {}
         self.fault: list | None = None
         self.requests: list[str] = []
+        self.messages: list[str] = []
         self.lock = threading.Lock()
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -110,17 +117,27 @@ class _Handler(BaseHTTPRequestHandler):
         return repo
 
     def create(self):
-        asked = json.loads(self.body)
-        kind = asked.get("type") or "model"
-        name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+        request = json.loads(self.body)
+        kind = request.get("type") or "model"
+        name = "/".join(filter(None, (request.get("organization"), request["name"])))
         if (kind, name) in self.server.repos:
             self._send(409, {"error": "You already created this repo", "url": f"{self.server.endpoint}/{name}"})
             return
-        self.server.repos[kind, name] = Repo(private=bool(asked.get("private") or asked.get("visibility") == "private"))
+        self.server.repos[kind, name] = Repo(private=bool(request.get("private") or request.get("visibility") == "private"))
         prefix = "datasets/" if kind == "dataset" else ""
         self._send(200, {"url": f"{self.server.endpoint}/{prefix}{name}", "name": name, "id": name})
 
-    def preupload(self, kind: str, name: str):
+    def branch(self, kind: str, name: str, branch: str):
+        repo = self._repo(kind, name)
+        if repo is None:
+            return
+        if branch in repo.branches:
+            self._send(409, {"error": "Reference already exists"})
+            return
+        repo.branches[branch] = list(repo.commits)
+        self._send(200, {})
+
+    def preupload(self, kind: str, name: str, branch: str):
         if self._repo(kind, name):
             files = json.loads(self.body)["files"]
             large = (".safetensors", ".parquet", ".png")
@@ -152,22 +169,25 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.blobs[oid] = self.body
         self._send(200, {})
 
-    def commit(self, kind: str, name: str):
+    def commit(self, kind: str, name: str, branch: str):
         repo = self._repo(kind, name)
         if repo is None:
             return
-        files = dict(repo.commits[-1][1])
+        commits = repo.branches[branch]
+        files = dict(commits[-1][1])
         for line in self.body.splitlines():
-            row = json.loads(line)
-            value = row["value"]
-            if row["key"] == "file":
+            operation = json.loads(line)
+            value = operation["value"]
+            if operation["key"] == "header":
+                self.server.messages.append(value["summary"])
+            elif operation["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
-            elif row["key"] == "lfsFile":
+            elif operation["key"] == "lfsFile":
                 files[value["path"]] = self.server.blobs[value["oid"]]
-            elif row["key"] == "deletedFile":
+            elif operation["key"] == "deletedFile":
                 files.pop(value["path"], None)
-        sha = hashlib.sha1(repr((name, len(repo.commits), sorted(files))).encode()).hexdigest()
-        repo.commits.append((sha, files))
+        sha = hashlib.sha1(repr((name, branch, len(commits), sorted(files))).encode()).hexdigest()
+        commits.append((sha, files))
         url = f"{self.server.endpoint}/{name}/commit/{sha}"
         self._send(200, {"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})
 
@@ -175,11 +195,11 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self._repo(kind, name)
         if repo is None:
             return
-        found = repo.at(revision or "main")
-        if found is None:
+        commit = repo.at(revision or "main")
+        if commit is None:
             self._send(404, {"error": "Invalid rev id"}, **{"X-Error-Code": "RevisionNotFound"})
             return
-        sha, files = found
+        sha, files = commit
         siblings = [{"rfilename": path, "size": len(content)} for path, content in sorted(files.items())]
         answer = {"id": name, "modelId": name, "sha": sha, "private": repo.private, "siblings": siblings, "tags": []}
         self._send(200, answer | {"downloads": 0, "likes": 0, "gated": False, "disabled": False})
@@ -188,11 +208,11 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self._repo(kind, name)
         if repo is None:
             return
-        found = repo.at(revision)
+        commit = repo.at(revision)
         prefix = f"{path.strip('/')}/" if path and path.strip("/") else ""
-        files = {file: content for file, content in (found or ("", {}))[1].items() if file.startswith(prefix)}
-        if found is None or (prefix and not files):
-            code = "RevisionNotFound" if found is None else "EntryNotFound"
+        files = {file: content for file, content in (commit or ("", {}))[1].items() if file.startswith(prefix)}
+        if commit is None or (prefix and not files):
+            code = "RevisionNotFound" if commit is None else "EntryNotFound"
             self._send(404, {"error": code}, **{"X-Error-Code": code})
             return
         recursive = "recursive=true" in self.path.lower()
@@ -211,17 +231,17 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self._repo(kind or "model", name)
         if repo is None:
             return
-        found = repo.at(revision)
-        if found is None or path not in found[1]:
-            code = "RevisionNotFound" if found is None else "EntryNotFound"
+        commit = repo.at(revision)
+        if commit is None or path not in commit[1]:
+            code = "RevisionNotFound" if commit is None else "EntryNotFound"
             self._send(404, {"error": code}, **{"X-Error-Code": code})
             return
-        sha, files = found
+        sha, files = commit
         content = files[path]
         headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if asked:
-            first, last = int(asked[1]), min(int(asked[2] or len(content) - 1), len(content) - 1)
+        byte_range = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if byte_range:
+            first, last = int(byte_range[1]), min(int(byte_range[2] or len(content) - 1), len(content) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
             self._send(206, content[first : last + 1], **headers)
             return
@@ -235,10 +255,11 @@ ROUTES = [
     ("POST", "/api/repos/create", _Handler.create),
     ("POST", "/api/validate-yaml", lambda self: self._send(200, {"errors": [], "warnings": []})),
     ("GET", "/api/whoami-v2", lambda self: self._send(200, {"name": "user", "type": "user", "orgs": [], "auth": {}})),
-    ("POST", rf"{_API}/preupload/main", _Handler.preupload),
+    ("POST", rf"{_API}/branch/(?P<branch>[\w.-]+)", _Handler.branch),
+    ("POST", rf"{_API}/preupload/(?P<branch>[\w.-]+)", _Handler.preupload),
     ("POST", rf"(?:/datasets)?/{_NAME}\.git/info/lfs/objects/batch", _Handler.batch),
     ("PUT", r"/lfs/(?P<oid>\w+)", _Handler.put),
-    ("POST", rf"{_API}/commit/main", _Handler.commit),
+    ("POST", rf"{_API}/commit/(?P<branch>[\w.-]+)", _Handler.commit),
     ("GET", rf"{_API}(?:/revision/(?P<revision>[\w.-]+))?", _Handler.info),
     ("GET", rf"{_API}/tree/(?P<revision>[\w.-]+)(?:/(?P<path>.*))?", _Handler.tree),
     ("GET HEAD", rf"(?:/(?P<kind>datasets))?/{_NAME}/resolve/(?P<revision>[\w.-]+)/(?P<path>.+)", _Handler.resolve),

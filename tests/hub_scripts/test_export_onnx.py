@@ -60,11 +60,11 @@ def differences(eager, exported, batch):
     ours, theirs = eager(**batch), exported(**batch)
     words = batch["word_mask"][..., None]
     for name in FIELDS:
-        expected, found = getattr(ours, name), getattr(theirs, name)
-        assert expected.shape == found.shape, name
+        expected, actual = getattr(ours, name), getattr(theirs, name)
+        assert expected.shape == actual.shape, name
         if name != "relevance":
-            expected, found = expected * words, found * words
-        yield float((expected - found).abs().max()) if expected.numel() else 0.0
+            expected, actual = expected * words, actual * words
+        yield float((expected - actual).abs().max()) if expected.numel() else 0.0
     assert eager.decode(ours, batch["word_mask"]) == exported.decode(theirs, batch["word_mask"])
 
 
@@ -85,13 +85,13 @@ def test_emissions_are_the_models_own(eager, exported):
 
 def test_whatever_may_be_left_out(eager, exported):
     batch = random_batch()
-    given = {name: batch[name] for name in ("input_ids", "word_positions", "word_mask")}
-    assert max(differences(eager, exported, given)) < 1e-4
-    assert max(differences(eager, exported, given | {"input_ids": batch["input_ids"][:, 0]})) < 1e-4
-    assert max(differences(eager, exported, given | {"pixel_values": batch["pixel_values"]})) < 1e-4
+    inputs = {name: batch[name] for name in ("input_ids", "word_positions", "word_mask")}
+    assert max(differences(eager, exported, inputs)) < 1e-4
+    assert max(differences(eager, exported, inputs | {"input_ids": batch["input_ids"][:, 0]})) < 1e-4
+    assert max(differences(eager, exported, inputs | {"pixel_values": batch["pixel_values"]})) < 1e-4
     features = eager.get_image_features(batch["pixel_values"])
-    given |= {"vision_features": features, "region_boxes": batch["region_boxes"], "has_image": batch["has_image"]}
-    assert max(differences(eager, exported, given)) < 1e-4
+    inputs |= {"vision_features": features, "region_boxes": batch["region_boxes"], "has_image": batch["has_image"]}
+    assert max(differences(eager, exported, inputs)) < 1e-4
     torch.testing.assert_close(exported.get_image_features(batch["pixel_values"]), features, atol=1e-4, rtol=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(exported(**batch).loss, eager(**batch).loss)
@@ -112,19 +112,19 @@ def posts():
 
 
 def entities(results):
-    return [[(found["entity_group"], found["start"], found["end"]) for found in of_post] for of_post in results]
+    return [[(entity["entity_group"], entity["start"], entity["end"]) for entity in post_entities] for post_entities in results]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_the_pipeline_gives_the_same_entities(folders, batch_size):
     """Loaded as a stranger would: the folder's own code, chosen by its config."""
-    given = posts()
-    expected, found = (
-        pipeline("mner", model=str(folders / name), trust_remote_code=True)(given, batch_size=batch_size)
+    inputs = posts()
+    expected, actual = (
+        pipeline("mner", model=str(folders / name), trust_remote_code=True)(inputs, batch_size=batch_size)
         for name in ("model", "exported")
     )
-    assert entities(found) == entities(expected) and sum(map(len, found)) > 5
-    for one, other in zip(sum(found, []), sum(expected, []), strict=True):
+    assert entities(actual) == entities(expected) and sum(map(len, actual)) > 5
+    for one, other in zip(sum(actual, []), sum(expected, []), strict=True):
         assert one["score"] == pytest.approx(other["score"], abs=1e-4)
         assert one["relevance"] == pytest.approx(other["relevance"], abs=1e-4)
         assert one["region"] == other["region"]
@@ -145,9 +145,9 @@ def test_int8_is_close(folders, eager):
     for windows in (1, 3):
         batch = padded(random_batch(4, num_windows=windows))
         with torch.no_grad():
-            expected, found = eager(**batch).logits, quantised(**batch).logits
+            expected, actual = eager(**batch).logits, quantised(**batch).logits
         words = batch["word_mask"]
-        assert 0 < (found - expected)[words].std() < 0.1 * expected[words].std()
+        assert 0 < (actual - expected)[words].std() < 0.1 * expected[words].std()
     graph = onnx.load(folders / "int8" / "model.onnx").graph
     weights = {tensor.name for tensor in graph.initializer}
     assert not [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]

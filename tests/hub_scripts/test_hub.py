@@ -1,4 +1,4 @@
-"""The real client against a server on loopback, and ten faults that the verification must find."""
+"""Pushing and loading by the real client against a server on loopback; faults and attacks that the verification must find."""
 
 from __future__ import annotations
 
@@ -7,17 +7,28 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, pipeline
 
 import processors
-from hub_scripts.push_to_hub import build_repo
-from hub_scripts.verify_repo import verify
+from hub_scripts.push_to_hub import build_repo, push_model
+from hub_scripts.verify_repo import (
+    _can_isolate,
+    _prepare_room,
+    _read_report,
+    _run_as_a_stranger,
+    check_files,
+    judge,
+    main,
+    verify,
+)
 from tests.tiny import tiny_tokenizer
 from tests.tiny_model import LABELS, tiny_model
 from training.card import write_card
@@ -49,16 +60,63 @@ def repo(model_dir, tmp_path_factory):
 
 
 @pytest.fixture
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+def run(hub: HubServer, scratch: Path, *command: str, token: str | None = TOKEN, check: bool = True, cwd: Path = ROOT):
+    """A command in a process of its own, with an empty cache and this Hub."""
+    environment = {"PATH": os.environ["PATH"], "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HOME": str(scratch / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    if token:
+        environment["HF_TOKEN"] = token
+    return subprocess.run([sys.executable, *command], cwd=cwd, env=environment, check=check, capture_output=True, text=True)
+
+
+@pytest.fixture
 def copy(repo, tmp_path):
     return Path(shutil.copytree(repo, tmp_path / "copy"))
 
 
-def failed(folder) -> dict[str, str]:
-    return {name: problem for name, problem in verify(str(folder)) if problem is not None}
+def failed(checks) -> dict[str, str]:
+    return {check.name: check.detail for check in checks if check.result == "FAILED"}
 
 
-def test_a_whole_repo_passes(repo):
-    assert failed(repo) == {}
+@pytest.fixture(scope="module")
+def first_run(repo, tmp_path_factory):
+    """What the repo's own code returned: the report, how it ended, and the folder with the tensors."""
+    room = tmp_path_factory.mktemp("verify") / "room"
+    _prepare_room(repo, room)
+    return *_run_as_a_stranger(room, _can_isolate(), 300), room
+
+
+def judge_again(first_run, folder) -> list:
+    """The verdicts on what was returned, beside another folder."""
+    report, end, room = first_run
+    return judge(report, end, folder, room)
+
+
+def test_a_complete_repo_passes(repo, first_run):
+    checks = check_files(repo) + judge_again(first_run, repo)
+    assert {check.result for check in checks} == {"ok"} and len(checks) >= 15, checks
+
+
+def test_a_folder_that_was_never_pushed_is_not_compared(copy, first_run):
+    (copy / "reference.json").unlink()
+    results = {check.name: check.result for check in check_files(copy) + judge_again(first_run, copy)}
+    assert results.pop("same outputs as when pushed") == "skipped" and set(results.values()) == {"ok"}
+
+
+PATCH_FROM_PRETRAINED = """
+loaded_as_before = HamLearningForTokenClassification.from_pretrained.__func__
+def changed(cls, *args, **kwargs):
+    model, info = loaded_as_before(cls, *args, **(kwargs | {"output_loading_info": True}))
+    torch.nn.init.ones_(model.classifier.bias)
+    return (model, info) if kwargs.get("output_loading_info") else model
+HamLearningForTokenClassification.from_pretrained = classmethod(changed)
+"""
 
 
 def edit_json(path: Path, **changes):
@@ -110,6 +168,49 @@ def fault_absolute_path(folder):
     edit_json(folder / "config.json", _name_or_path="/home/me/models/secret")
 
 
+def fault_weight_changed_after_loading(folder):
+    """What `_init_weights` does where it forgets that a tensor was loaded."""
+    path = folder / "modeling_hamlearning.py"
+    path.write_text(path.read_text() + PATCH_FROM_PRETRAINED)
+
+
+def fault_not_a_number(folder):
+    edit_weights(folder, lambda weights: weights["classifier.bias"][0].fill_(torch.nan))
+
+
+def fault_extra_tensor(folder):
+    edit_weights(folder, lambda weights: weights.update(forgotten=torch.zeros(3)))
+
+
+def fault_code_that_is_no_python(folder):
+    (folder / "relations.py").write_text("def broken(:\n")
+
+
+def fault_code_that_is_no_text(folder):
+    (folder / "relations.py").write_bytes(b"\xff\xfe\x00")
+
+
+def fault_reference_that_is_no_json(folder):
+    (folder / "reference.json").write_text("{")
+
+
+def fault_reference_of_another_form(folder):
+    (folder / "reference.json").write_text('[[1.0], "x", null]')
+
+
+def fault_pipe(folder):
+    (folder / "README.md").unlink()
+    os.mkfifo(folder / "README.md")
+
+
+def fault_endless_file(folder):
+    (folder / "notes.json").symlink_to("/dev/zero")
+
+
+def fault_lost_link(folder):
+    (folder / "notes.json").symlink_to("/nothing/here")
+
+
 def fault_unsaved_buffer(folder):
     path = folder / "crf.py"
     path.write_text(
@@ -132,36 +233,172 @@ FAULTS = {
     fault_pickle: "no pickle",
     fault_changed_weight: "same outputs as when pushed",
     fault_missing_weight: "head loads and runs",
-    fault_cut_weights: "weights are whole",
+    fault_cut_weights: "weights are complete",
+    fault_not_a_number: "weights are complete",
+    fault_extra_tensor: "weights as in the file",
+    fault_weight_changed_after_loading: "weights as in the file",
+    fault_code_that_is_no_python: "every imported file",
+    fault_code_that_is_no_text: "every imported file",
+    fault_reference_that_is_no_json: "same outputs as when pushed",
+    fault_reference_of_another_form: "same outputs as when pushed",
+    fault_pipe: "plain files only",
+    fault_endless_file: "plain files only",
+    fault_lost_link: "plain files only",
     fault_card: "card metadata",
     fault_card_tags: "card metadata",
     fault_absolute_path: "no absolute path",
-    fault_unsaved_buffer: "head loads and runs",
+    fault_unsaved_buffer: "weights as in the file",
     fault_import_of_ours: "head loads and runs",
     fault_no_processor: "every needed file",
 }
 
 
+# The repo's code would return the same again.
+FAULTS_BESIDE_THE_CODE = (fault_extra_tensor, fault_reference_that_is_no_json, fault_reference_of_another_form)
+STATIC = {check.name for check in check_files(ROOT)}
+
+
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_every_planted_fault_is_found(fault, copy):
+def test_every_fault_is_found(fault, copy, first_run):
     fault(copy)
-    assert FAULTS[fault] in failed(copy)
+    if FAULTS[fault] in STATIC:
+        checks = check_files(copy)
+    else:
+        checks = judge_again(first_run, copy) if fault in FAULTS_BESIDE_THE_CODE else verify(str(copy))
+    assert FAULTS[fault] in failed(checks)
 
 
-@pytest.fixture
-def hub():
-    with HubServer() as server:
-        yield server
+def add_code(folder: Path, code: str):
+    """Code that runs when the repo is loaded, before anything else of it."""
+    path = folder / "configuration_hamlearning.py"
+    path.write_text(f"{path.read_text()}\n{code}\n")
 
 
-def run(hub: HubServer, scratch: Path, *command: str, token: str | None = TOKEN, check: bool = True, cwd: Path = ROOT):
-    """A command in a process of its own, with an empty cache and this Hub."""
-    environment = {"PATH": os.environ["PATH"], "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1"}
-    environment |= {"HF_HOME": str(scratch / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
-    if token:
-        environment["HF_TOKEN"] = token
-    return subprocess.run([sys.executable, *command], cwd=cwd, env=environment, check=check, capture_output=True, text=True)
+SPY = """
+import json, os, pathlib
+processes = {}
+for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
+    try:
+        processes[str(path)] = path.read_bytes().decode(errors="replace")
+    except OSError:
+        pass
+home = pathlib.Path.home()
+raise RuntimeError(json.dumps({
+    "token": "hf_secret" in str(dict(os.environ)) or any("hf_secret" in text for text in processes.values()),
+    "home": str(home) + str(sorted(path.name for path in home.rglob("*") if "token" in path.name)),
+}))
+"""
+
+
+def test_the_repo_sees_neither_token_nor_home(copy, tmp_path):
+    (tmp_path / "home" / ".cache" / "huggingface").mkdir(parents=True)
+    (tmp_path / "home" / ".cache" / "huggingface" / "token").write_text("hf_secret")
+    add_code(copy, SPY)
+    environment = os.environ | {"HF_TOKEN": "hf_secret", "HOME": str(tmp_path / "home"), "HF_HOME": str(tmp_path / "home")}
+    table = subprocess.run(
+        [sys.executable, "-m", "hub_scripts.verify_repo", str(copy)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    seen = next(line for line in table.stdout.splitlines() if "config loads" in line)
+    assert "FAILED" in seen and str(tmp_path / "home") not in seen and "[]" in seen
+    # Where no namespace can be made, the environment of other processes can be read; the table says so.
+    assert '"token": false' in seen or "code ran isolated" in table.stdout and "skipped code ran isolated" in table.stdout
+
+
+def test_a_forged_report_does_not_pass(repo, tmp_path):
+    """Verdicts are made of entities and tensors: a repo that only says that all is well fails."""
+    report = {name: {"value": "fine"} for name in ("config", "processor")}
+    report |= {name: {"value": {"missing": [], "mismatched": [], "saved": []}} for name in ("model", "head")}
+    report |= {"pipeline": {"value": [[], [], []]}, "modules": {"value": []}, "same outputs as when pushed": {"value": None}}
+    problems = failed(judge(report, "ended", repo, tmp_path))
+    assert "same outputs as when pushed" in problems and "weights as in the file" in problems
+
+
+STRANGE_REPORTS = [
+    "[]",
+    "{",
+    "null",
+    '{"config": 3}',
+    '{"model": {"value": 3}}',
+    '{"head": {"value": {"missing": 1, "mismatched": []}}}',
+    '{"pipeline": {"value": [1, 2, 3]}, "modules": {"value": 3}}',
+    "[" * 100_000,
+    "\ud800",
+]
+
+
+@pytest.mark.parametrize("content", STRANGE_REPORTS, ids=range(len(STRANGE_REPORTS)))
+def test_a_strange_report_is_failed_lines(repo, tmp_path, content):
+    (tmp_path / "report.json").write_text(content, errors="surrogatepass")
+    checks = judge(_read_report(tmp_path / "report.json"), "ended", repo, tmp_path)
+    results = {check.name: check.result for check in checks}
+    assert {results[f"{step} loads and runs"] for step in ("model", "head", "processor")} == {"FAILED"}
+    assert results["without this project"] == "FAILED" and "ok" not in set(results.values()) - {
+        results["pipeline loads and runs"]
+    }
+    assert results["same outputs as when pushed"] != "ok"
+
+
+def test_a_report_that_is_no_plain_file_holds_nothing_up(tmp_path):
+    (tmp_path / "link").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(2**40)
+    for name in ("link", "pipe", "folder", "large", "nothing"):
+        assert _read_report(tmp_path / name) == {}
+
+
+def test_a_repo_that_hangs_is_ended(copy):
+    add_code(copy, "import time\ntime.sleep(10_000)")
+    started = time.monotonic()
+    problems = failed(verify(str(copy), timeout=5))
+    assert time.monotonic() - started < 60 and "time-out of 5 seconds" in problems["config loads and runs"]
+
+
+OUTLIVE = """
+import os, subprocess, sys, time
+writer = "import time\\nwhile True:\\n open({path!r}, 'a').write('x')\\n time.sleep(0.1)"
+{start}
+"""
+STARTS = {
+    "a child": "subprocess.Popen([sys.executable, '-c', writer])",
+    "its own session": "subprocess.Popen([sys.executable, '-c', writer], start_new_session=True)",
+    "a daemon": "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        exec(writer)\n    os._exit(0)",
+    "a child that ignores signals": (
+        "import signal\nif os.fork() == 0:\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    exec(writer)"
+    ),
+}
+
+
+def test_nothing_outlives_the_check(copy, tmp_path):
+    detached = ("its own session", "a daemon")
+    kinds = [kind for kind in STARTS if kind not in detached or _can_isolate()]
+    for kind in kinds:
+        add_code(copy, OUTLIVE.format(path=str(tmp_path / kind), start=STARTS[kind]))
+    verify(str(copy))
+    sizes = [(tmp_path / kind).stat().st_size for kind in kinds]
+    time.sleep(1)
+    assert min(sizes) > 0 and [(tmp_path / kind).stat().st_size for kind in kinds] == sizes
+
+
+def test_the_repo_changes_neither_the_folder_nor_the_table(copy, capsys):
+    """Its code runs on a copy, and an error message of it writes no line."""
+    overwrite = "for path in pathlib.Path('repo').glob('*.[jm]*'):\n    path.write_text('{}')"
+    message = "raise RuntimeError('x\\rok      config loads and runs\\n\\033[2Jok      all')"
+    add_code(copy, f"import pathlib\n{overwrite}\n{message}")
+    before = {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}
+    assert main([str(copy)]) > 0
+    assert {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()} == before
+    output = capsys.readouterr().out
+    assert "\r" not in output and "\033" not in output
+    assert not [line for line in output.splitlines() if line.startswith("ok") and ("all" in line or "config" in line)]
+
+
+@pytest.mark.parametrize("source", ["/nothing/here", "no such repo", "user/nothing"])
+def test_a_source_that_is_not_found_is_a_failed_line(hub, tmp_path, source):
+    table = run(hub, tmp_path, "-m", "hub_scripts.verify_repo", source, check=False)
+    assert table.returncode == 1 and table.stdout.startswith("FAILED  downloads") and "Traceback" not in table.stderr
 
 
 STRANGER = """
@@ -204,7 +441,7 @@ def test_a_private_repo_needs_a_token(hub, model_dir, tmp_path):
     run(hub, tmp_path / "a", "-m", "hub_scripts.push_to_hub", str(model_dir), "user/hidden", "--private")
     assert hub.repos["model", "user/hidden"].private
     refused = run(hub, tmp_path / "b", "-m", "hub_scripts.verify_repo", "user/hidden", token=None, check=False)
-    assert refused.returncode != 0 and "RepositoryNotFoundError" in refused.stderr
+    assert refused.returncode == 1 and "RepositoryNotFoundError" in refused.stdout and "Traceback" not in refused.stderr
     assert "FAILED" not in run(hub, tmp_path / "c", "-m", "hub_scripts.verify_repo", "user/hidden").stdout
 
 
@@ -259,6 +496,25 @@ def test_a_prepared_data_set_is_pushed_and_loads(hub, tmp_path):
     (tmp_path / "load.py").write_text(LOAD_DATASET)
     loaded = run(hub, tmp_path / "b", "load.py", "user/posts", token=None, cwd=tmp_path).stdout.splitlines()[-1]
     assert loaded.startswith("2 ['Jordan'] (40, 30) None [[0.0, 0.0, 0.5, 0.5]")
+
+
+def test_only_what_a_model_repo_needs_is_pushed(hub, model_dir, tmp_path, monkeypatch):
+    """As train.py pushes: to a branch, with a message, by a function."""
+    folder = Path(shutil.copytree(model_dir, tmp_path / "trained"))
+    for name in ("predictions.txt", ".env", "notes.md", "all_results.json", "optimizer.pt", "training_args.bin", "secret.json"):
+        (folder / name).write_text("secret")
+    (folder / "checkpoint-5").mkdir()
+    (folder / "checkpoint-5" / "model.safetensors").write_text("secret")
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    url = push_model(folder, "user/tiny", private=True, revision="second", commit_message="After epoch 2", token=TOKEN)
+    repo = hub.repos["model", "user/tiny"]
+    sha, files = repo.branches["second"][-1]
+    assert repo.private and url.endswith(sha) and len(repo.commits) == 1
+    assert {"model.safetensors", "config.json", "README.md", "reference.json"} <= set(files)
+    assert not [name for name, content in files.items() if content == b"secret"]
+    assert not {"predictions.txt", ".env", "notes.md", "all_results.json", "training_args.bin"} & set(files)
+    assert hub.messages[-1] == "After epoch 2"
 
 
 def test_a_folder_that_lacks_something_is_named(tmp_path, model_dir):

@@ -17,6 +17,8 @@ from PIL import Image
 
 from hub_scripts import prepare_dataset
 from hub_scripts.prepare_dataset import count_orphans, main
+from mner_data.files import OutputError, reserve_output_dir
+from mner_data.loading import load_splits
 from mner_data.readers import DataError, read_conll
 from mner_data.synthetic_images import pure_noise
 
@@ -27,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def raw(tmp_path):
-    """Twelve posts with pictures in two splits; one picture is missing, one is broken; one orphan tag."""
+    """Twelve posts with images in two splits; of train one image is missing and one broken; one orphan tag."""
     (tmp_path / "raw" / "images").mkdir(parents=True)
     for split, count in (("train", 9), ("valid", 3)):
         lines = []
@@ -55,7 +57,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def test_a_prepared_data_set_loads_with_its_images_and_regions(raw, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_dataset, "ROWS_A_SHARD", 4)
+    monkeypatch.setattr(prepare_dataset, "ROWS_PER_SHARD", 4)
     output = main(arguments(raw, tmp_path / "out", "--regions", "{name: grid, rows: 1, columns: 2}"))
     data = load_dataset(str(output), cache_dir=str(tmp_path / "cache"))
     assert {split: len(rows) for split, rows in data.items()} == {"train": 9, "validation": 3}
@@ -72,13 +74,46 @@ def test_a_prepared_data_set_loads_with_its_images_and_regions(raw, tmp_path, mo
     assert stored == (raw / "images/train0.jpg").read_bytes()
 
 
+def test_a_prepared_data_set_is_read_like_the_files_it_was_made_from(raw, tmp_path):
+    """The images beside the label files are found, and labels in another scheme are converted."""
+    for path in raw.glob("*.txt"):
+        path.write_text(path.read_text().replace("B-PER", "S-PER").replace("I-LOC", "S-LOC").replace("B-LOC", "S-LOC"))
+    output = main(["--text", str(raw), "--output", str(tmp_path / "out")])
+    prepared, expected = load_splits(str(output))[0], load_splits(str(raw))[0]
+    for split, rows in expected.items():
+        assert rows.features["ner_tags"] == prepared[split].features["ner_tags"]
+        for row, prepared_row in zip(rows, prepared[split], strict=True):
+            assert {name: row[name] for name in ("id", "tokens", "ner_tags")} == {
+                name: prepared_row[name] for name in ("id", "tokens", "ner_tags")
+            }
+            assert (row["image"] is None) == (prepared_row["image"] is None)
+        assert sum(row["image"] is not None for row in prepared[split]) == {"train": 7, "validation": 2}[split]
+    other = main(["--text", str(raw), "--output", str(tmp_path / "plain"), "--label_scheme", "plain"])
+    assert "B-S-PER" in load_splits(str(other))[0]["train"].features["ner_tags"].feature.names
+
+
+def test_a_large_split_has_several_shards(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_dataset, "ROWS_PER_SHARD", 4)
+    output = main(arguments(raw, tmp_path / "out"))
+    assert len(list(output.glob("data/*.parquet"))) == 4
+    assert load_splits(str(output))[0]["train"]["id"][:] == [f"train{place}" for place in range(9)]
+
+
+def test_two_runs_cannot_write_to_one_folder(raw, tmp_path):
+    with (
+        reserve_output_dir(tmp_path / "out", {}, settings_file="_prepare.json"),
+        pytest.raises(OutputError, match="another process"),
+    ):
+        main(arguments(raw, tmp_path / "out"))
+
+
 def test_the_card_counts(raw, tmp_path):
     output = main(arguments(raw, tmp_path / "out"))
     card = DatasetCard.load(output / "README.md")
     assert card.data.tags and [file["split"] for file in card.data.configs[0]["data_files"]] == ["train", "validation"]
     assert "| train | 9 | 27 | 18 | 9 | 9 | 1 |" in card.text
     assert hashlib.sha256((raw / "valid.txt").read_bytes()).hexdigest() in card.text
-    assert re.search(r"train: 2: train1 \(no file\), train3 \(is not a picture", card.text)
+    assert re.search(r"train: 2: train1 \(no file\), train3 \(is not an image", card.text)
 
 
 def test_twice_gives_the_same_bytes(raw, tmp_path):
@@ -87,7 +122,7 @@ def test_twice_gives_the_same_bytes(raw, tmp_path):
 
 
 def test_killed_at_any_point_it_goes_on(raw, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_dataset, "ROWS_A_SHARD", 2)
+    monkeypatch.setattr(prepare_dataset, "ROWS_PER_SHARD", 2)
     expected = hashes(main(arguments(raw, tmp_path / "whole")))
     calls = {"count": 0, "stop_at": 0}
     write = prepare_dataset.Dataset.to_parquet
@@ -107,7 +142,7 @@ def test_killed_at_any_point_it_goes_on(raw, tmp_path, monkeypatch):
     for stop_at in range(1, 8):
         output = tmp_path / f"killed{stop_at}"
         output.mkdir()
-        (output / "prepare.json.unfinished").write_text("{")  # killed as it took the folder
+        (output / "_prepare.json.unfinished").write_text("{")  # killed as it took the folder
         calls.update(count=0, stop_at=stop_at)
         with pytest.raises(Killed):
             main(arguments(raw, output))
@@ -149,7 +184,7 @@ def test_other_regions_under_the_same_name_are_another_data_set(raw, tmp_path):
     path.write_text(json.dumps(rows[0]))
     main(arguments(raw, tmp_path / "out", "--regions", str(path)))
     path.write_text(json.dumps(rows[1]))
-    with pytest.raises(DataError, match="other files or settings"):
+    with pytest.raises(OutputError, match=r"holds another run .*regions.* --overwrite"):
         main(arguments(raw, tmp_path / "out", "--regions", str(path)))
 
 
@@ -159,14 +194,16 @@ def test_wrong_calls_are_named(raw, tmp_path):
     with pytest.raises(DataError, match="there is no folder"):
         main(["--text", str(raw), "--images", str(tmp_path / "nothing"), "--output", str(tmp_path / "out")])
     main(arguments(raw, tmp_path / "out"))
-    with pytest.raises(DataError, match="other files or settings"):
+    with pytest.raises(OutputError, match=r"holds another run .*regions.* --overwrite"):
         main(arguments(raw, tmp_path / "out", "--regions", "grid"))
+    output = main(arguments(raw, tmp_path / "out", "--regions", "grid", "--overwrite"))
+    assert load_splits(str(output))[0]["train"][0]["boxes"], "the shards without regions are replaced"
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "diary.txt").write_text("mine")
-    with pytest.raises(DataError, match="is not empty"):
+    with pytest.raises(OutputError, match="is not empty"):
         main(arguments(raw, tmp_path / "full"))
     (tmp_path / "bad.jsonl").write_text('{"id": "a", "tokens": ["x"], "labels": []}')
-    with pytest.raises(DataError, match="line 1: 1 tokens but 0 labels"):
+    with pytest.raises(DataError, match="line 1: expected as many labels as tokens, got 1 tokens but 0 labels"):
         main(["--text", str(tmp_path / "bad.jsonl"), "--output", str(tmp_path / "out2")])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
 import os
 import re
@@ -9,12 +11,16 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from gradio_client import Client, handle_file
 from huggingface_hub import RepoCard
 from packaging.requirements import Requirement
 from PIL import Image
@@ -24,16 +30,22 @@ from mner_data.synthetic_images import pure_noise
 
 SPACE = Path(__file__).resolve().parents[2] / "hub_scripts" / "space"
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed")
+NOT_INSTALLED = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed")
+
+
+def needs_browser(test):
+    return pytest.mark.browser(NOT_INSTALLED(test))
+
+
 OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--window-size=1200,1000",
 )  # fmt: skip
 WAIT_SECONDS = 60
 
-# Python reads it before anything else: what is ours cannot be imported, and whoever else is called is written down.
+# Python runs this before anything else: the project cannot be imported, and every other host that is called is written down.
 SITECUSTOMIZE = """
-import socket, sys
+import socket, sys, traceback
 class NotHere:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in ("modeling_hamlearning", "processors", "mner_data", "training", "bulk", "hub_scripts"):
@@ -43,6 +55,7 @@ look_up = socket.getaddrinfo
 def guarded(host, *args, **kwargs):
     if host not in ("127.0.0.1", "localhost", "0.0.0.0", None):
         print("CALLED OUT", host, file=sys.stderr, flush=True)
+        traceback.print_stack()
         raise socket.gaierror("no network in this test")
     return look_up(host, *args, **kwargs)
 socket.getaddrinfo = guarded
@@ -63,9 +76,17 @@ def tagger(tmp_path_factory):
     return folder
 
 
+@dataclass
+class Page:
+    """The running page: its address, and the folder where Gradio keeps uploads."""
+
+    address: str
+    upload_folder: Path
+
+
 @pytest.fixture(scope="module")
 def page(tagger, tmp_path_factory):
-    """Address of the running page; afterwards, that it called nobody."""
+    """The running page. In the end: it called no other host."""
     folder = tmp_path_factory.mktemp("space")
     shutil.copytree(SPACE, folder / "app", ignore=shutil.ignore_patterns("*.pyi", "__pycache__"))
     (folder / "site").mkdir()
@@ -73,7 +94,8 @@ def page(tagger, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(folder / "site"), "HF_HOME": str(folder / "cache")}
+    python_path = os.pathsep.join([str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": python_path, "HF_HOME": str(folder / "cache")}
     environment |= {"HAMLEARNING_MODEL": str(tagger), "GRADIO_SERVER_PORT": str(port), "TMPDIR": str(folder)}
     environment |= {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     with open(folder / "log", "w") as log:
@@ -83,12 +105,12 @@ def page(tagger, tmp_path_factory):
             while "Running on" not in (folder / "log").read_text():
                 assert process.poll() is None and time.time() < deadline, (folder / "log").read_text()
                 time.sleep(0.2)
-            yield f"http://127.0.0.1:{port}"
+            yield Page(f"http://127.0.0.1:{port}", folder / "gradio")
         finally:
             process.terminate()
             process.wait(20)
-    said = (folder / "log").read_text()
-    assert "CALLED OUT" not in said, said
+    log = (folder / "log").read_text()
+    assert "CALLED OUT" not in log, log
 
 
 def open_browser(folder: Path):
@@ -117,9 +139,9 @@ def browsers(tmp_path_factory):
 class Visitor:
     """What a person does on the page."""
 
-    def __init__(self, browser, address: str):
+    def __init__(self, browser, page: Page):
         self.browser = browser
-        browser.get(address)
+        browser.get(page.address)
         self.wait(lambda: self.all("#post textarea") and self.all("#find") and self.all("#photo input[type=file]"))
 
     def all(self, selector: str) -> list:
@@ -215,10 +237,38 @@ def test_no_photo(visitor):
 
 
 @needs_browser
-def test_an_example_is_one_click(visitor):
-    rows = [row for row in visitor.all("tr, button") if row.text.strip().startswith("everybody talks about Jordan")]
-    rows[0].click()
-    assert visitor.entities()[0].startswith("Jordan") and visitor.all("#result .photo > img")
+def test_every_example_is_one_click(visitor):
+    """Thumbnails that are images, and a tagged post with that image."""
+    visitor.wait(lambda: len(visitor.all("#examples img")) == 4)
+    widths = [visitor.browser.execute_script("return arguments[0].naturalWidth", image) for image in visitor.all("#examples img")]
+    assert min(widths) >= 300
+    for number, words in enumerate(["Jordan", "Jordan", "Jordan", "Paris", "Amazon"]):
+        example = visitor.all("#examples tbody tr")[number]
+        visitor.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", example)
+        text, with_image = example.text.strip(), bool(example.find_elements("css selector", "img"))
+        earlier = visitor.all("#result")[0].get_attribute("innerHTML")
+        example.click()
+        visitor.wait(lambda earlier=earlier: visitor.all("#result")[0].get_attribute("innerHTML") != earlier)
+        visitor.wait(lambda text=text: visitor.all("#result .text") and plain_text(visitor) == text)
+        assert any(entity.startswith(words) for entity in visitor.entities())
+        assert bool(visitor.all("#result .photo > img")) == with_image == (number < 4)
+
+
+def plain_text(visitor) -> str:
+    """The tagged post without the types of its entities."""
+    script = (
+        "const copy = arguments[0].cloneNode(true); copy.querySelectorAll('b').forEach(b => b.remove()); return copy.textContent"
+    )
+    return visitor.browser.execute_script(script, visitor.all("#result .text")[0])
+
+
+@needs_browser
+def test_the_page_does_not_jump_when_the_answer_comes(visitor):
+    width = visitor.all("#post")[0].size["width"]
+    visitor.type("shares of Amazon fell five percent")
+    visitor.find()
+    visitor.entities()
+    assert visitor.all("#post")[0].size["width"] == pytest.approx(width, abs=2)
 
 
 @needs_browser
@@ -226,7 +276,7 @@ def test_an_example_is_one_click(visitor):
 def test_a_photo_that_cannot_be_taken(visitor, tmp_path, photo, kind):
     path = tmp_path / "bad.png"
     if kind == "broken":
-        path.write_text("<html>not a picture</html>")
+        path.write_text("<html>not an image</html>")
     elif kind == "cut":
         path = tmp_path / "cut.jpg"
         path.write_bytes(photo.read_bytes()[:2000])
@@ -236,9 +286,9 @@ def test_a_photo_that_cannot_be_taken(visitor, tmp_path, photo, kind):
     visitor.upload(path)
     visitor.find()
     reason = {
-        "broken": "The photo is not a picture in a known format",
+        "broken": "The photo is not an image in a known format",
         "cut": "The photo is broken",
-        "40 megapixels": "The photo has 8000 x 5000 pixels; at most 25,000,000 are read",
+        "40 megapixels": "The photo has 8000 x 5000 pixels",
     }
     said = visitor.said(reason[kind])
     assert "Traceback" not in said and visitor.all("#result [role=alert]")
@@ -288,22 +338,183 @@ def test_the_page_loads_nothing_from_elsewhere(visitor):
     assert names and not [name for name in names if not re.match(r"(http://127\.0\.0\.1:|data:|blob:)", name)]
 
 
-def call(page: str, photo: dict) -> str:
-    """What the page answers to a visitor who writes the request by hand."""
-    config = json.load(urllib.request.urlopen(f"{page}/config"))
-    function = next(number for number, of in enumerate(config["dependencies"]) if len(of["inputs"]) == 3 and of["outputs"])
-    body = {"data": ["a post", photo, ""], "fn_index": config["dependencies"][function]["id"], "session_hash": "s"}
-    header = {"Content-Type": "application/json"}
-    urllib.request.urlopen(urllib.request.Request(f"{page}/gradio_api/queue/join", json.dumps(body).encode(), header)).read()
-    return urllib.request.urlopen(f"{page}/gradio_api/queue/data?session_hash=s").read().decode()
+def call(page: Page, endpoint: str, *inputs, seconds: float = 30) -> tuple[bool, str]:
+    """What the page answers to a visitor who writes the request by hand: whether it was tagged, and the answer."""
+    body, header = json.dumps({"data": inputs}).encode(), {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{page.address}/gradio_api/run/{endpoint}", body, header)
+    try:
+        with urllib.request.urlopen(request, timeout=seconds) as answer:
+            return True, json.load(answer)["data"][0]
+    except urllib.error.HTTPError as error:
+        return False, json.load(error)["error"]
 
 
-@needs_browser
+def tagged_endpoints(page: Page) -> list[str]:
+    """The endpoints that take a photo: of the button, of the examples, and the public one."""
+    with urllib.request.urlopen(f"{page.address}/config") as config:
+        names = [function["api_name"] for function in json.load(config)["dependencies"] if len(function["inputs"]) == 3]
+    assert len(names) == 3 and "tag" in names
+    return names
+
+
+@pytest.fixture
+def not_uploaded(page, photo, tmp_path):
+    """Files that are no upload, by name; some lie in the folder of the uploads."""
+    page.upload_folder.mkdir(exist_ok=True)
+    inside = Path(tempfile.mkdtemp(dir=page.upload_folder))
+    beside = Path(f"{page.upload_folder}-beside")
+    beside.mkdir(exist_ok=True)
+    shutil.copy(photo, beside / "photo.jpg")
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(inside / "pipe")
+    (inside / "link.jpg").symlink_to(photo)
+    (inside / "loop.jpg").symlink_to(inside / "loop.jpg")
+    (inside / "outside").symlink_to(photo.parent)
+    return {
+        "an image": photo,
+        "a text file": "/etc/hostname",
+        "nothing": tmp_path / "nothing",
+        "a pipe": tmp_path / "pipe",
+        "a device": "/dev/zero",
+        "a folder": tmp_path,
+        "an image beside the uploads": beside / "photo.jpg",
+        "out of the uploads": inside / ".." / ".." / "app" / "examples" / "field.jpg",
+        "a link in the uploads": inside / "link.jpg",
+        "a loop in the uploads": inside / "loop.jpg",
+        "behind a linked folder": inside / "outside" / photo.name,
+        "a pipe in the uploads": inside / "pipe",
+        "a folder in the uploads": inside,
+        "no path": None,
+        "an empty path": "",
+        "no file's name": "a\0b",
+        "an endless name": "a" * 100_000,
+        "an address": "http://127.0.0.1:9/photo.jpg",
+    }
+
+
+def test_only_uploaded_files_are_opened(page, not_uploaded):
+    """Every other file gets the same answer at once, so that nobody learns which exist."""
+    for endpoint in tagged_endpoints(page):
+        for kind, path in not_uploaded.items():
+            image = {"path": None if path is None else str(path)}
+            answer = call(page, endpoint, "Jordan is here", image, "")
+            assert answer == (False, "Upload a photo: the server opens no other file."), (endpoint, kind, answer)
+    assert call(page, "tag", "Jordan is here", None, "")[0]
+
+
+def test_no_more_than_the_largest_photo_is_read(page):
+    large = page.upload_folder / "large.jpg"
+    page.upload_folder.mkdir(exist_ok=True)
+    with open(large, "wb") as file:
+        file.truncate(2**40)
+    assert call(page, "tag", "Jordan is here", {"path": str(large)}, "") == (
+        False, "The photo is larger than 10 MB: choose a smaller one.",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("where", ["http://127.0.0.1:9/photo.jpg", "https://example.com/photo.jpg", "/etc/hostname"])
-def test_addresses_and_paths_are_not_photos(page, where):
-    answer = call(page, {"path": where, "meta": {"_type": "gradio.FileData"}})
-    assert '"success":false' in answer and "mark class" not in answer
-    assert "not fetched" in answer if where.startswith("http") else "/etc/hostname" not in answer
+def test_no_input_takes_an_address_or_a_path(page, where):
+    """Gradio takes a dict with `meta` for a file, whatever the input is for; the fixture sees that nothing was fetched."""
+    file = {"path": where, "meta": {"_type": "gradio.FileData"}}
+    for position in range(3):
+        inputs = ["Jordan is here", None, ""]
+        inputs[position] = file
+        is_tagged, answer = call(page, "tag", *inputs)
+        assert not is_tagged and "hostname" not in str(answer)
+        assert not where.startswith("http") or "not fetched" in answer
+    assert not call(page, "load_example", file)[0]
+
+
+@pytest.mark.parametrize(
+    ("regions", "reason"),
+    [
+        ("\n".join(["person 0.1 0.2 0.5 0.9"] * 51), "at most 50 lines, got 51"),
+        ("a 0 0 1 1\n" * 1_000_000, "at most 6,000 characters, got 10,000,000"),
+        ("\n" * 960_000, "at most 6,000 characters"),
+        ("x" * 61 + " 0 0 1 1", "line 1: expected a label of at most 60 characters, got 61"),
+        ("a 0 0 1 1\n\nb 0 0 1", "line 3: expected a label and four numbers"),
+        ("a 0 0 1 one", "line 1: expected a label and four numbers"),
+        ("a nan 0 1 1", "cannot be read"),
+        ("a 0 0 1e999 1", "cannot be read"),
+        ("a 0 0 7 1", "cannot be read"),
+    ],
+)
+def test_regions_have_bounds(page, photo, regions, reason):
+    upload = page.upload_folder / "regions.jpg"
+    upload.parent.mkdir(exist_ok=True)
+    shutil.copy(photo, upload)
+    started = time.monotonic()
+    is_tagged, answer = call(page, "tag", "Jordan is here", {"path": str(upload)}, regions)
+    assert not is_tagged and reason in answer and len(answer) < 300
+    assert time.monotonic() - started < 10
+
+
+def test_regions_without_a_photo_are_not_ignored(page):
+    is_tagged, answer = call(page, "tag", "Jordan is here", None, "person 0.1 0.2 0.5 0.9")
+    assert not is_tagged and "there is no photo" in answer
+
+
+def test_the_largest_answer_is_small(page, photo):
+    """As many entities and regions as are taken."""
+    upload = page.upload_folder / "full.jpg"
+    upload.parent.mkdir(exist_ok=True)
+    shutil.copy(photo, upload)
+    regions = "\n".join(f"{'x' * 60} 0.{number} 0.1 0.9 0.9" for number in range(10, 60))
+    is_tagged, answer = call(page, "find", "Jordan in Paris, " * 117, {"path": str(upload)}, regions, seconds=60)
+    assert is_tagged and answer.count("<mark") > 100 and len(answer) < 2 * 2**20
+    assert "too many entities and regions" in answer
+
+
+def test_the_endpoint_answers_with_json(page, photo):
+    """By Gradio's own client, with and without a photo; what is wrong is said."""
+    client = Client(page.address, verbose=False)
+    (entity,) = client.predict(text="shares of Amazon fell", api_name="/tag")
+    assert (entity["word"], entity["start"], entity["end"], entity["region"]) == ("Amazon", 10, 16, None)
+    (entity,) = client.predict(
+        text="shares of Amazon fell", photo=handle_file(photo), regions="person 0.1 0.2 0.5 0.9", api_name="/tag"
+    )
+    assert entity["region"]["label"] == "person" and entity["region"]["box"]["xmin"] == pytest.approx(30)
+    assert set(entity["relevance"]) == {"global", "object", "spatial", "semantic"} and "region_attention" not in entity
+    with pytest.raises(Exception, match="Write a post first"):
+        client.predict(text=" ", api_name="/tag")
+
+
+def test_the_endpoint_describes_itself(page):
+    with urllib.request.urlopen(f"{page.address}/gradio_api/info") as answer:
+        endpoints = json.load(answer)["named_endpoints"]
+    assert set(endpoints) == {"/tag"}
+    assert endpoints["/tag"]["description"].startswith("Find the named entities")
+    parameters = {
+        parameter["parameter_name"]: parameter["parameter_has_default"] for parameter in endpoints["/tag"]["parameters"]
+    }
+    assert parameters == {"text": False, "photo": True, "regions": True}
+
+
+def test_an_agent_can_call_it(page, photo):
+    """The endpoint is a tool of the page's MCP server."""
+    pytest.importorskip("mcp")
+    data_uri = f"data:image/jpeg;base64,{base64.b64encode(photo.read_bytes()).decode()}"
+
+    async def use_tool():
+        from mcp import ClientSession
+        from mcp.client.streamable_http import streamable_http_client
+
+        async with (
+            streamable_http_client(f"{page.address}/gradio_api/mcp/") as (read, write, _),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            (tool,) = (await session.list_tools()).tools
+            arguments = {"text": "shares of Amazon fell", "photo": data_uri, "regions": "person 0.1 0.2 0.5 0.9"}
+            good = await session.call_tool(tool.name, arguments)
+            bad = await session.call_tool(tool.name, {"text": "a", "photo": "http://127.0.0.1:9/photo.jpg"})
+            return tool, good, bad
+
+    tool, good, bad = asyncio.run(use_tool())
+    assert tool.name == "tag" and set(tool.inputSchema["properties"]) == {"text", "photo", "regions"}
+    assert all(schema["description"] for schema in tool.inputSchema["properties"].values())
+    assert not good.isError and "'label': 'person'" in good.content[0].text
+    assert bad.isError and "not fetched" in bad.content[0].text
 
 
 def test_the_space_describes_itself():

@@ -34,7 +34,7 @@ GOOD = "IMGID:a\nJordan\tB-PER\nwins\tO\n\nIMGID:b\nIn\tO\nNew\tB-LOC\nYork\tI-L
     "content",
     [GOOD, "\ufeff" + GOOD, GOOD.replace("\n", "\r\n"), GOOD.replace("\t", " "), GOOD + "\n\n", GOOD.rstrip("\n")],
 )
-def test_the_forms_of_a_file(content, tmp_path):
+def test_forms_of_a_file(content, tmp_path):
     assert read_conll(write(tmp_path / "a.txt", content)) == [
         {"id": "a", "tokens": ["Jordan", "wins"], "labels": ["B-PER", "O"]},
         {"id": "b", "tokens": ["In", "New", "York"], "labels": ["O", "B-LOC", "I-LOC"]},
@@ -49,21 +49,21 @@ def test_words_may_hold_any_unicode(tmp_path):
 
 WRONG = {
     "no label": ("IMGID:a\nJordan\n", "line 2.*no label"),
-    "unknown label": ("IMGID:a\nJordan\tPERSON\n", "line 2: label 'PERSON'"),
-    "prefix alone": ("IMGID:a\nJordan\tB-\n", "label 'B-'"),
+    "unknown label": ("IMGID:a\nJordan\tPERSON\n", "line 2, label: expected O, B-TYPE and I-TYPE .*, got 'PERSON'"),
+    "prefix alone": ("IMGID:a\nJordan\tB-\n", "line 2, label: expected O, .*, got 'B-'"),
     "tab in a word": ("IMGID:a\nJor\tdan\tB-PER\n", "line 2.*3 fields"),
     "three fields": ("IMGID:a\nJordan\tNNP\tB-PER\n", "line 2.*3 fields"),
     "three fields and blanks": ("IMGID:a\nJordan NNP B-PER\n", "line 2.*3 fields"),
-    "label first": ("IMGID:a\nB-PER\tJordan\n", "line 2: label 'Jordan'"),
+    "label first": ("IMGID:a\nB-PER\tJordan\n", "line 2, label: expected O, .*, got 'Jordan'"),
     "no IMGID": ("Jordan\tB-PER\n", "line 1.*belongs to no post"),
     "no name": ("IMGID:\nJordan\tO\n", "line 1.*without a name"),
-    "empty": ("", "no posts"),
+    "empty": ("", "expected posts"),
     "latin-1": ("IMGID:a\ncafé\tO\n".encode("latin-1"), "line 2: is not UTF-8"),
 }
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_wrong_files_are_named(kind, tmp_path):
+def test_error_names_the_file_and_line(kind, tmp_path):
     content, message = WRONG[kind]
     with pytest.raises(DataError, match=message) as error:
         read_conll(write(tmp_path / "bad.txt", content))
@@ -85,7 +85,7 @@ def test_images_beside_the_posts(tmp_path, caplog):
     assert dataset_labels(data["validation"]) == dataset_labels(data["train"])
     assert data["train"][0]["boxes"] == [[0, 0, 1, 1]] and data["train"][1]["boxes"] is None
     assert hashes["validation"] == hashlib.sha256(GOOD.encode()).hexdigest()
-    assert "2 of 4 posts" in caplog.text and "c (is not a picture" in caplog.text and "d (no file)" in caplog.text
+    assert "2 of 4 posts" in caplog.text and "c (is not an image" in caplog.text and "d (no file)" in caplog.text
 
     data.save_to_disk(tmp_path / "saved")
     again, _ = load_splits(str(tmp_path / "saved"))
@@ -121,18 +121,18 @@ def rows_with(images: list, feature) -> Dataset:
 
 
 WRONG_ROWS = {
-    "no tokens": (None, [0], "tokens: a list of strings is wanted, not None"),
-    "a missing word": (["x", None], [0, 0], r"tokens: a list of strings is wanted, not \['x', None\]"),
-    "no labels": (["x"], None, "ner_tags: 0 labels for 1 words"),
-    "a label too few": (["x", "y"], [0], "ner_tags: 1 labels for 2 words"),
-    "a label too many": (["x"], [0, 0], "ner_tags: 2 labels for 1 words"),
-    "a missing label": (["x"], [None], r"ner_tags: \[None\] has a word without one of the 3 labels"),
-    "a label of none": (["x"], [-1], r"ner_tags: \[-1\] has a word without one of the 3 labels"),
+    "no tokens": (None, [0], "tokens: expected a list of strings, got None"),
+    "a missing word": (["x", None], [0, 0], r"tokens: expected a list of strings, got \['x', None\]"),
+    "no labels": (["x"], None, "ner_tags: expected one label per word, got 0 labels for 1 words"),
+    "a label too few": (["x", "y"], [0], "ner_tags: expected one label per word, got 1 labels for 2 words"),
+    "a label too many": (["x"], [0, 0], "ner_tags: expected one label per word, got 2 labels for 1 words"),
+    "a missing label": (["x"], [None], r"ner_tags: expected one of the 3 labels for every word, got \[None\]"),
+    "a label of none": (["x"], [-1], r"ner_tags: expected one of the 3 labels for every word, got \[-1\]"),
 }
 
 
 @pytest.mark.parametrize("kind", WRONG_ROWS)
-def test_wrong_rows_of_a_saved_data_set_are_named(kind, tmp_path):
+def test_error_names_the_post_of_a_saved_data_set(kind, tmp_path):
     tokens, tags, message = WRONG_ROWS[kind]
     features = {
         "id": Value("string"),
@@ -145,39 +145,39 @@ def test_wrong_rows_of_a_saved_data_set_are_named(kind, tmp_path):
         load_splits(str(tmp_path / "saved"))
 
 
-@pytest.mark.parametrize("feature", ["picture", "text"])
+@pytest.mark.parametrize("feature", ["image", "text"])
 @pytest.mark.parametrize("path", ["{}/secret.png", "../secret.png", "secret.png", "{}/data/../secret.png", "{}/data/link.png",
                                   "https://example.org/a.png", "file://{}/secret.png", "/a\x00b", "/" + "a" * 5000])  # fmt: skip
 def test_a_row_cannot_name_a_file_outside_its_data_set(path, feature, tmp_path, monkeypatch):
-    picture = write(tmp_path / "secret.png", b"")
-    Image.new("RGB", (9, 9)).save(picture)
-    path, held = path.format(tmp_path), {"bytes": picture.read_bytes(), "path": "held.png"}
-    images = [None, held, {"bytes": None, "path": path}] if feature == "picture" else [None, None, path]
-    rows = rows_with(images, DatasetImage(decode=False) if feature == "picture" else Value("string"))
+    secret = write(tmp_path / "secret.png", b"")
+    Image.new("RGB", (9, 9)).save(secret)
+    path, held = path.format(tmp_path), {"bytes": secret.read_bytes(), "path": "held.png"}
+    images = [None, held, {"bytes": None, "path": path}] if feature == "image" else [None, None, path]
+    rows = rows_with(images, DatasetImage(decode=False) if feature == "image" else Value("string"))
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "link.png").symlink_to(picture)
+    (tmp_path / "data" / "link.png").symlink_to(secret)
     pq.write_table(rows.data.table, tmp_path / "data" / "train.parquet")
     monkeypatch.chdir(tmp_path / "data")
     for name in (tmp_path / "data", tmp_path / "data" / "train.parquet"):
         with pytest.raises(DataError, match=r"post p2, field image: '.* is no file of this data set"):
             load_splits(str(name))
-    if feature == "text":  # saving a picture would put its file in
+    if feature == "text":  # saving an image would store its file
         rows.save_to_disk(tmp_path / "saved")
         with pytest.raises(DataError, match="post p2, field image"):
             load_splits(str(tmp_path / "saved"))
 
 
 def test_the_files_of_an_image_folder_are_its_own(tmp_path):
-    picture = tmp_path / "folder" / "a.png"
-    picture.parent.mkdir()
-    Image.new("RGB", (9, 9)).save(picture)
-    rows = rows_with([{"bytes": None, "path": str(picture)}], DatasetImage(decode=False))
-    rows.to_parquet(picture.parent / "train.parquet")
-    assert load_splits(str(picture.parent))[0]["train"][0]["image"]["path"] == str(picture)
+    path = tmp_path / "folder" / "a.png"
+    path.parent.mkdir()
+    Image.new("RGB", (9, 9)).save(path)
+    rows = rows_with([{"bytes": None, "path": str(path)}], DatasetImage(decode=False))
+    rows.to_parquet(path.parent / "train.parquet")
+    assert load_splits(str(path.parent))[0]["train"][0]["image"]["path"] == str(path)
 
 
-def test_a_folder_without_data_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"no train\.txt"):
+def test_error_names_a_folder_without_data(tmp_path):
+    with pytest.raises(DataError, match=r"expected train\.txt, valid\.txt \(or dev\.txt\) or test\.txt.*, got none of them"):
         load_splits(str(tmp_path))
     with pytest.raises(DataError, match="no folder"):
         load_splits(str(write(tmp_path / "train.txt", GOOD)), image_dir=str(tmp_path / "nowhere"))
@@ -214,25 +214,25 @@ def test_real_files_have_their_known_counts(name, split):
     assert (len(posts), sum(map(len, labels)), gold) == COUNTS[name, split]
 
 
-def test_splits_whose_labels_are_ordered_otherwise_are_refused(tmp_path):
+def test_splits_with_labels_in_another_order_are_refused(tmp_path):
     """They were scored by train's names without an error."""
     splits = {}
     for split, names in (("train", ["O", "B-A", "I-A"]), ("validation", ["O", "I-A", "B-A"])):
         features = Features({"id": Value("string"), "tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=names))})
         splits[split] = Dataset.from_dict({"id": ["a"], "tokens": [["x"]], "ner_tags": [[1]]}, features=features)
     DatasetDict(splits).save_to_disk(tmp_path / "saved")
-    with pytest.raises(DataError, match=r"ner_tags of validation are named \['O', 'I-A', 'B-A'\].*same names in the same order"):
+    with pytest.raises(DataError, match=r"expected the same ner_tags.* and \['O', 'I-A', 'B-A'\] in validation"):
         load_splits(str(tmp_path / "saved"))
 
 
-def test_a_parquet_file_is_read_as_one_and_json_as_none(tmp_path):
+def test_a_parquet_file_is_read_and_a_json_file_refused(tmp_path):
     """Both were read as lines of words."""
     data, _ = load_splits(str(write(tmp_path / "train.txt", GOOD)))
     data["train"].to_parquet(tmp_path / "posts.parquet")
     again, hashes = load_splits(str(tmp_path / "posts.parquet"))
     assert list(again["train"]["tokens"]) == list(data["train"]["tokens"]) and "train" in hashes
     assert dataset_labels(again["train"]) == dataset_labels(data["train"])
-    with pytest.raises(DataError, match=r"posts\.json: is no CoNLL"):
+    with pytest.raises(DataError, match=r"posts\.json: expected a CoNLL file or JSONL, got \.json"):
         load_splits(str(write(tmp_path / "posts.json", "[]")))
 
 
@@ -253,11 +253,11 @@ NAMES = {"NUL": "a\x00b", "5,000 characters": "a" * 5000, "a link to itself": "l
 
 
 @pytest.mark.parametrize("kind", NAMES)
-def test_names_that_no_file_can_have_are_named(kind, tmp_path):
+def test_error_names_an_id_that_no_file_can_have(kind, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "loop.jpg").symlink_to(tmp_path / "images" / "loop.jpg")
     write(tmp_path / "train.txt", f"IMGID:{NAMES[kind]}\nx\tO\n")
-    with pytest.raises(DataError, match=r"IMGID '.{4,90} cannot be the name of an image"):
+    with pytest.raises(DataError, match=r"image '.{4,90} cannot be the name of an image"):
         load_splits(str(tmp_path))
 
 
@@ -274,13 +274,13 @@ def test_regions_of_every_form(tmp_path):
 WRONG_REGIONS = {
     "not json": ("{", "line 1: is not JSON"),
     "deep": ("[" * 100_000, "line 1: is not JSON"),
-    "latin-1": (b'{"id": "\xe9"}', "line 1: is not JSON in UTF-8"),
-    "a list": ("[]", "line 1: wants an object with id, boxes"),
-    "no boxes": ('{"id": "a"}', "line 1: wants id, boxes"),
-    "id of a list": ('{"id": [], "boxes": [], "box_labels": [], "box_scores": []}', "line 1: wants id"),
+    "latin-1": (b'{"id": "\xe9"}', "line 1: is not UTF-8"),
+    "a list": ("[]", "line 1: expected an object with id, boxes"),
+    "no boxes": ('{"id": "a"}', "line 1: expected id, boxes"),
+    "id of a list": ('{"id": [], "boxes": [], "box_labels": [], "box_scores": []}', "line 1: expected id"),
     "null": (
         '{"id": "a", "boxes": null, "box_labels": [], "box_scores": []}',
-        "post a, field boxes: a list is wanted",
+        "post a, field boxes: expected a list",
     ),
     "pixels": (
         '{"id": "a", "boxes": [[0, 0, 50, 9]], "box_labels": ["x"], "box_scores": [1]}',
@@ -295,7 +295,7 @@ WRONG_REGIONS = {
 
 
 @pytest.mark.parametrize("kind", WRONG_REGIONS)
-def test_wrong_regions_are_named(kind, tmp_path):
+def test_error_names_wrong_regions(kind, tmp_path):
     content, message = WRONG_REGIONS[kind]
     with pytest.raises(DataError, match=message):
         read_regions(write(tmp_path / "regions.jsonl", content))
@@ -303,19 +303,22 @@ def test_wrong_regions_are_named(kind, tmp_path):
 
 WRONG_JSON = {
     "deep": ("[" * 100_000, "line 1: is not JSON"),
-    "a string": ('"x"', "line 1: wants an object"),
+    "a string": ('"x"', "line 1: expected an object"),
     "tokens of numbers": ('{"id": "a", "tokens": [1], "labels": ["O"]}', "line 1, field tokens"),
     "no labels": ('{"id": "a", "tokens": ["x"]}', "line 1, field labels"),
-    "unknown label": ('{"id": "a", "tokens": ["x"], "labels": ["PER"]}', "label 'PER' is not"),
-    "tab in a label": ('{"id": "a", "tokens": ["x"], "labels": ["B-P\\tX"]}', r"label 'B-P\\tX' is not"),
-    "line in a label": ('{"id": "a", "tokens": ["x"], "labels": ["B-P\\n"]}', r"label 'B-P\\n' is not"),
-    "a label too few": ('{"id": "a", "tokens": ["x", "y"], "labels": ["O"]}', "line 1: 2 tokens but 1 labels"),
-    "id of nothing": ('{"id": null, "tokens": ["x"], "labels": ["O"]}', "line 1: wants an object"),
+    "unknown label": ('{"id": "a", "tokens": ["x"], "labels": ["PER"]}', "line 1, label: expected O, .*, got 'PER'"),
+    "tab in a label": ('{"id": "a", "tokens": ["x"], "labels": ["B-P\\tX"]}', r"line 1, label: expected O, .*, got 'B-P\\tX'"),
+    "line in a label": ('{"id": "a", "tokens": ["x"], "labels": ["B-P\\n"]}', r"line 1, label: expected O, .*, got 'B-P\\n'"),
+    "a label too few": (
+        '{"id": "a", "tokens": ["x", "y"], "labels": ["O"]}',
+        "line 1: expected as many labels as tokens, got 2 tokens but 1 labels",
+    ),
+    "id of nothing": ('{"id": null, "tokens": ["x"], "labels": ["O"]}', "line 1: expected an object"),
 }
 
 
 @pytest.mark.parametrize("kind", WRONG_JSON)
-def test_wrong_json_is_named(kind, tmp_path):
+def test_error_names_wrong_json(kind, tmp_path):
     content, message = WRONG_JSON[kind]
     with pytest.raises(DataError, match=message):
         load_splits(str(write(tmp_path / "train.jsonl", content)))

@@ -10,11 +10,11 @@ from PIL import Image
 from mner_data.loading import dataset_labels
 from mner_data.synthetic_images import blur, heavy_jpeg, occlude, pure_noise
 from mner_data.synthetic_posts import (
-    LEVELS,
     NAMES,
     ONE_NAME,
     RELATIONS_OF_TYPE,
-    TOLD,
+    SCENARIOS,
+    TYPE_IN_WORDS,
     TYPES,
     best_f1_without_evidence,
     mixed_relevance_dataset,
@@ -54,8 +54,8 @@ def test_names_say_nothing_about_types(rows):
     assert chi_square < 150
 
 
-def test_words_say_nothing_about_the_type_where_there_is_a_picture(rows):
-    """No word but a cue in posts without a picture goes with a type: the best guess by any one word is chance."""
+def test_words_say_nothing_about_the_type_where_there_is_an_image(rows):
+    """No word but a cue in posts without an image goes with a type: the best guess by any one word is chance."""
     names = dataset_labels(rows)
     by_word: dict[str, Counter] = {}
     for row in rows:
@@ -83,14 +83,14 @@ def test_the_deciding_region_names_the_type(rows):
         assert all(0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1 for x1, y1, x2, y2 in row["boxes"])
 
 
-def test_pictures_show_what_the_boxes_say(rows):
+def test_images_show_what_the_boxes_say(rows):
     row = next(row for row in rows if row["image"] and row["box_labels"] == ["trophy"])
     image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
     x1, y1, x2, y2 = row["boxes"][0]
     box = image.crop((int(x1 * image.width), int(y1 * image.height), int(x2 * image.width), int(y2 * image.height)))
 
-    def gold(picture):
-        pixels = list(picture.get_flattened_data())
+    def gold(image):
+        pixels = list(image.get_flattened_data())
         return sum(red > 180 and 130 < green < 230 and blue < 110 for red, green, blue in pixels) / len(pixels)
 
     assert gold(box) > 0.05
@@ -103,10 +103,10 @@ def test_the_ceiling_is_what_the_posts_give(rows):
     assert best_f1_without_evidence() == pytest.approx((told + shown / 4) / (told + shown), abs=0.02)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_levels_are_repeatable_and_balanced(level):
-    rows = synthetic_dataset(400, 3, level)
-    assert list(rows.select(range(5))) == list(synthetic_dataset(5, 3, level))
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_scenarios_are_repeatable_and_balanced(scenario):
+    rows = synthetic_dataset(400, 3, scenario)
+    assert list(rows.select(range(5))) == list(synthetic_dataset(5, 3, scenario))
     names = dataset_labels(rows)
     kinds = Counter(kind for row in rows for kind, _ in entities(row, names))
     total = sum(kinds.values())
@@ -117,9 +117,9 @@ def test_levels_are_repeatable_and_balanced(level):
         assert all(0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1 for x1, y1, x2, y2 in row["boxes"])
 
 
-def test_an_unknown_level_is_named():
+def test_an_unknown_scenario_is_named():
     for call in (lambda: best_f1_without_evidence("x"), lambda: synthetic_dataset(1, 0, "x")):
-        with pytest.raises(ValueError, match="unknown level 'x'"):
+        with pytest.raises(ValueError, match="scenario: expected one of demo, .*, got 'x'"):
             call()
 
 
@@ -154,9 +154,9 @@ def test_a_side_leads_to_a_ball_and_the_ball_to_what_tells():
     assert all(abs(count - 200) < 30 for count in high.values())
 
 
-@pytest.mark.parametrize("level", ["global", "object", "semantic", "spatial", "alignment", "iterations"])
-def test_words_of_a_level_say_nothing(level):
-    rows = synthetic_dataset(800, 6, level)
+@pytest.mark.parametrize("scenario", ["global", "object", "semantic", "spatial", "alignment", "iterations"])
+def test_words_of_a_scenario_say_nothing(scenario):
+    rows = synthetic_dataset(800, 6, scenario)
     names = dataset_labels(rows)
     by_word: dict[str, Counter] = {}
     for row in rows:
@@ -169,22 +169,22 @@ def test_words_of_a_level_say_nothing(level):
             assert max(kinds.values()) / total < 0.25 + 4.5 * (0.25 * 0.75 / total) ** 0.5, word
 
 
-def test_half_of_the_mixed_pictures_are_swapped():
-    rows = mixed_relevance_dataset(200, 1, num_pictures=32)
-    assert list(rows) == list(mixed_relevance_dataset(200, 1, num_pictures=32))
-    assert sum(rows["own_picture"]) == 100
-    assert all((row["deciding_region"] == [0]) == row["own_picture"] for row in rows)
+def test_half_of_the_mixed_images_are_swapped():
+    rows = mixed_relevance_dataset(200, 1, num_images=32)
+    assert list(rows) == list(mixed_relevance_dataset(200, 1, num_images=32))
+    assert sum(rows["own_image"]) == 100
+    assert all((row["deciding_region"] == [0]) == row["own_image"] for row in rows)
     assert list(rows["leading_region"]) == list(rows["deciding_region"])
-    assert len({row["image"]["bytes"] for row in rows}) == 32, "posts share the pictures"
+    assert len({row["image"]["bytes"] for row in rows}) == 32, "posts share the images"
     assert {label for row in rows for label in row["box_labels"]} == {"thing"}
-    cues = {word for templates in TOLD.values() for template in templates for word in template.split()} - {"{a}"}
+    cues = {word for templates in TYPE_IN_WORDS.values() for template in templates for word in template.split()} - {"{a}"}
     without = {word for template in ONE_NAME for word in template.split()}
     told = sum(bool(set(row["tokens"]) & (cues - without)) for row in rows)
     assert 80 <= told <= 120, "words tell the type of about half of the names"
 
 
 @pytest.mark.parametrize("noise", [blur, heavy_jpeg, occlude, pure_noise])
-def test_noise_keeps_the_size_and_spoils_the_picture(noise):
+def test_noise_keeps_the_size_and_changes_the_image(noise):
     image = Image.linear_gradient("L").convert("RGB").resize((60, 40))
     before = image.tobytes()
     noisy = noise(image)
@@ -192,10 +192,10 @@ def test_noise_keeps_the_size_and_spoils_the_picture(noise):
     assert noisy.tobytes() == noise(image).tobytes()
 
 
-@pytest.mark.parametrize("level", [level for level in LEVELS if level not in ("demo", "alignment", "iterations")])
-def test_the_ceiling_of_a_level_is_what_its_posts_give(level):
-    """One guess among four where the picture tells, certainty where a word does."""
-    rows = synthetic_dataset(100, 8, level)
+@pytest.mark.parametrize("scenario", [scenario for scenario in SCENARIOS if scenario not in ("demo", "alignment", "iterations")])
+def test_the_ceiling_of_a_scenario_is_what_its_posts_give(scenario):
+    """One guess among four where the image tells, certainty where a word does."""
+    rows = synthetic_dataset(100, 8, scenario)
     regions = [region for row in rows for region in row["deciding_region"]]
-    told = regions.count(-1) if level == "figure1b" else 0
-    assert best_f1_without_evidence(level) == pytest.approx((told + (len(regions) - told) / 4) / len(regions))
+    told = regions.count(-1) if scenario == "figure1b" else 0
+    assert best_f1_without_evidence(scenario) == pytest.approx((told + (len(regions) - told) / 4) / len(regions))

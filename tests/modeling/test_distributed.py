@@ -30,9 +30,10 @@ def make_model():
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    model.freeze_vision()
-    model.model.vision_encoder.requires_grad_(True)  # trained, with the statistics of its batch norms kept
-    return model.train()
+    model.train()
+    # The statistics of a batch norm would differ with the number of posts a process has.
+    model.model.vision_encoder.eval()
+    return model
 
 
 def train(model, batches_of_a_process, reduce) -> list[float]:

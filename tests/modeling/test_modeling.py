@@ -426,4 +426,4 @@ def test_an_old_transformers_is_told_what_is_needed(tmp_path):
     (stub / "__init__.py").write_text("__version__ = '4.57.1'\n")
     source = HamLearningConfig.__module__.replace(".", "/") + ".py"
     run = subprocess.run([sys.executable, source], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False)
-    assert run.returncode != 0 and "needs transformers 5 or newer and found 4.57.1" in run.stderr
+    assert run.returncode != 0 and "expected transformers 5.10.4 or newer, got 4.57.1" in run.stderr

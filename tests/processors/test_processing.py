@@ -1,20 +1,36 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModelForObjectDetection, YolosConfig, YolosImageProcessor
+from torchvision.ops import box_iou
+from transformers import (
+    AutoConfig,
+    AutoModelForObjectDetection,
+    DetrConfig,
+    DetrImageProcessor,
+    ResNetConfig,
+    RTDetrConfig,
+    RTDetrImageProcessor,
+    RTDetrResNetConfig,
+    YolosConfig,
+    YolosImageProcessor,
+)
 
 from mner_data.synthetic_images import pure_noise
-from processors import HamLearningImageProcessor, HamLearningProcessor
+from processors import REGION_FIELDS, AnchorRegionExtractor, HamLearningImageProcessor, HamLearningProcessor
+from processors.region_extraction import _join
 from tests.tiny import FAMILIES, tiny_tokenizer
 
+REAL = os.environ.get("HAMLEARNING_DATA")
 WORDS = "Jordan scores unbelievable photographs on the court in Amazon park #NBA championships \u200d \ufe0f".split(" ")
 
 
@@ -91,7 +107,7 @@ def test_forms_of_text():
 
 
 def test_images_and_regions_of_a_mixed_batch():
-    processor = make_processor()
+    processor = make_processor(region_config={"name": "grid"})
     images = [Image.new("RGB", (90, 50)), None, Image.new("L", (10, 80))]
     features = processor(
         text=["a dog", "no photo", "the park"],
@@ -119,26 +135,134 @@ def test_the_best_regions_are_kept_in_their_order():
     assert len(many[0]["boxes"]) == 2
 
 
+def test_the_default_regions_are_anchors_that_cover_the_boxes_of_people():
+    processor = make_processor()
+    assert processor.region_config == {"name": "anchors", "max_regions": 16}
+    (regions,) = processor.extract_regions([Image.new("RGB", (4, 4))])
+    boxes = torch.tensor(regions["boxes"], dtype=torch.float64)
+    assert len(boxes) == 14 and boxes[0].tolist() == [0, 0, 1, 1] and len({tuple(box) for box in regions["boxes"]}) == 14
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= 1).all() and (boxes[:, :2] < boxes[:, 2:]).all()
+    # As many to the left as to the right: each box's mirror image is one, too.
+    mirrored = torch.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], dim=1)
+    assert torch.cdist(mirrored, boxes).min(1).values.max() < 1e-5
+    assert regions["box_scores"] == [0.0] * 14 and regions["box_labels"] == [""] * 14
+
+
+@pytest.mark.skipif(not REAL, reason="needs the real tweets: HAMLEARNING_DATA")
+def test_recall_of_the_anchors_on_real_tweets_is_what_the_docstring_says():
+    lines = (Path(REAL) / "phototweets" / "entity_boxes.jsonl").read_text(encoding="utf-8").splitlines()
+    entities = [entity["boxes"] for line in lines for entity in json.loads(line)["entities"] if entity.get("boxes")]
+
+    def recall(config):
+        boxes = torch.tensor(make_processor(region_config=config).extract_regions([(1, 1)])[0]["boxes"])
+        hits = [(box_iou(boxes, torch.tensor(gold, dtype=boxes.dtype)) >= 0.5).any().item() for gold in entities]
+        return sum(hits) / len(hits)
+
+    assert len(entities) == 1848 and f"{len(entities):,}" in AnchorRegionExtractor.__doc__
+    assert f"{100 * recall('anchors'):.1f} %" in AnchorRegionExtractor.__doc__ and recall("anchors") > 0.75
+    assert recall("grid") == pytest.approx(0.05, abs=0.005)
+
+
+def test_a_list_of_extractors_joins_their_regions(detector):
+    detection = {"name": "object-detection", "model": str(detector), "threshold": 0.0, "max_regions": 3}
+    image = pure_noise(Image.new("RGB", (40, 30)))
+    processor = make_processor(region_config=["anchors", detection, "grid", {"name": "grid", "rows": 1, "columns": 1}])
+    (regions,) = processor.extract_regions([image])
+    (detected,) = make_processor(region_config=detection).extract_regions([image])
+    assert len(detected["boxes"]) == 3 and all(box in regions["boxes"] for box in detected["boxes"])
+    # 14 anchors, 3 detections, 4 cells; the whole image is an anchor already. The default bound is 16.
+    assert len(regions["boxes"]) == 16 and sum(score > 0 for score in regions["box_scores"]) == 3
+    assert sum(box == [0, 0, 1, 1] for box in regions["boxes"]) == 1
+    bounded = make_processor(region_config={"name": "joined", "extractors": ["anchors", detection], "max_regions": 4})
+    (few,) = bounded.extract_regions([image])
+    assert sorted(few["box_scores"])[1:] == sorted(detected["box_scores"]) and few["boxes"][0] == [0, 0, 1, 1]
+    assert processor.needs_image(None) and not make_processor(region_config=["anchors", "grid"]).needs_image(None)
+
+
+def test_of_equal_boxes_the_best_score_stays():
+    def part(*regions):
+        return dict(zip(REGION_FIELDS, map(list, zip(*regions, strict=True)), strict=True))
+
+    box, other = [0.0, 0.0, 0.5, 1.0], [0.0, 0.0, 1.0, 1.0]
+    joined = _join((part((box, "a", 0.2), (other, "b", 0.1)), part((box, "c", 0.9)), part((other, "d", 0.1))))
+    assert joined == part((box, "c", 0.9), (other, "b", 0.1))
+
+
+WRONG_CONFIGS = {
+    "below zero": ({"max_regions": -1}, "expected a whole number from 0 to 1024 as max_regions, got -1"),
+    "a billion": ({"max_regions": 10**9}, "from 0 to 1024 as max_regions, got 1000000000"),
+    "a fraction": ({"max_regions": 2.5}, "expected a whole number"),
+    "true": ({"max_regions": True}, "expected a whole number"),
+    "none": ({"max_regions": None}, "expected a whole number"),
+    "no rows": ({"name": "grid", "rows": 0}, "expected a whole number ≥ 1 as rows, got 0"),
+    "columns below zero": ({"name": "grid", "columns": -3}, "as columns, got -3"),
+    "a large grid": ({"name": "grid", "rows": 3_000, "columns": 3_000}, "at most 1024 cells in the grid, got 3000 x 3000"),
+    "an unknown option": ({"name": "grid", "row": 2}, r"unknown options \['row'\] of \"grid\", known are"),
+    "no model": ({"name": "object-detection"}, "needs model"),
+    "no batch": ({"name": "object-detection", "model": "x", "batch_size": 0}, "≥ 1 as batch_size, got 0"),
+    "a threshold in words": ({"name": "object-detection", "model": "x", "threshold": "high"}, "expected a number as threshold"),
+    "a name that is none": ({"name": ["grid"]}, "unknown extractor"),
+    "a number": (7, "expected a dict, a name or a list of those, got 7"),
+    "nothing to join": ([], "expected a list of extractors to join"),
+    "a wrong part": (["grid", {"name": "grid", "rows": 9_999}], "at most 1024 cells"),
+    "a wrong bound of a part": (["grid", {"name": "grid", "max_regions": -1}], "as max_regions, got -1"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_CONFIGS)
+def test_error_says_what_is_wrong_in_the_region_config(kind):
+    config, message = WRONG_CONFIGS[kind]
+    with pytest.raises(ValueError, match=f"^region_config: .*{message}"):
+        make_processor(region_config=config)
+
+
+def test_no_regions_may_be_asked_for():
+    (regions,) = make_processor(region_config={"max_regions": 0}).extract_regions([Image.new("RGB", (4, 4))])
+    assert regions == {field: [] for field in REGION_FIELDS}
+
+
+def test_encode_is_the_second_half_of_a_call():
+    processor = make_processor()
+    images = [Image.new("RGB", (90, 50), "red"), None]
+    whole = processor(text=["Jordan scores", "a"], images=images)
+    opened, sizes = processor.load_reduced_images(images)
+    words = [["Jordan", "scores"], ["a"]]
+    halves = processor.encode(words, processor.extract_regions(opened), sizes, opened)
+    assert whole.keys() == halves.keys() and all(torch.equal(whole[name], halves[name]) for name in whole)
+    without_pixels = processor.encode(words, processor.extract_regions(sizes), sizes)
+    assert whole.keys() - without_pixels.keys() == {"pixel_values"}
+
+
+def test_large_images_are_reduced_and_their_sizes_are_the_originals():
+    processor = make_processor()
+    large = Image.new("RGB", (1000, 3000), "red")
+    features = processor(text=["a"], images=[large])
+    assert features["image_sizes"].tolist() == [[3000, 1000]]
+    (image,), (size,) = processor.load_reduced_images([large])
+    assert size == (3000, 1000) and image.width < 200 and image.height < 200
+    assert processor.load_images([large])[0].size == (1000, 3000)
+
+
 WRONG = {
     "not a number": ({"boxes": [None, [[0, 0, float("nan"), 1]]]}, "post 1, field boxes, box 0.*finite"),
     "reversed": ({"boxes": [[[0.5, 0, 0.1, 1]], None]}, "post 0, field boxes, box 0.*reversed"),
     "pixels": ({"boxes": [[[5, 0, 100, 100]], None]}, "looks like pixels"),
-    "three numbers": ({"boxes": [[[0, 0, 1]], None]}, "four numbers"),
-    "words": ({"boxes": [["left"], None]}, "four numbers"),
-    "label count": ({"boxes": [[[0, 0, 1, 1]], None], "box_labels": [["a", "b"], None]}, "2 values for 1 boxes"),
-    "label type": ({"boxes": [[[0, 0, 1, 1]], None], "box_labels": [[3], None]}, "box_labels, box 0: a string"),
-    "score": ({"boxes": [[[0, 0, 1, 1]], None], "box_scores": [["high"], None]}, "box_scores, box 0: a finite"),
-    "post count": ({"boxes": [None]}, "boxes: 1 entries for 2 posts"),
+    "three numbers": ({"boxes": [[[0, 0, 1]], None]}, "expected four numbers"),
+    "words": ({"boxes": [["left"], None]}, "expected four numbers"),
+    "label count": ({"boxes": [[[0, 0, 1, 1]], None], "box_labels": [["a", "b"], None]}, "got 2 values for 1 boxes"),
+    "label type": ({"boxes": [[[0, 0, 1, 1]], None], "box_labels": [[3], None]}, "box_labels, box 0: expected a string"),
+    "score": ({"boxes": [[[0, 0, 1, 1]], None], "box_scores": [["high"], None]}, "box_scores, box 0: expected a finite"),
+    "post count": ({"boxes": [None]}, "boxes: expected one entry a post, got 1 entries for 2 posts"),
     "image": ({"images": [None, "/nowhere.png"]}, "post 1, field image: there is no file"),
-    "image count": ({"images": [None]}, "images: 1 entries for 2 posts"),
+    "image count": ({"images": [None]}, "images: expected one entry a post, got 1 entries for 2 posts"),
     "text": ({"text": ["fine", 7]}, "post 1, field text"),
-    "no post": ({"text": [], "images": None}, "text: an empty list"),
+    "no post": ({"text": [], "images": None}, "text: expected at least one post, got an empty list"),
     "labels alone": ({"box_labels": [["a"], None]}, "post 0, field boxes"),
 }
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_wrong_input_is_named(kind):
+def test_error_names_post_and_field(kind):
     change, message = WRONG[kind]
     given = {"text": ["a", "b"], "images": [Image.new("RGB", (4, 4))] * 2} | change
     with pytest.raises(ValueError, match=message):
@@ -150,7 +274,7 @@ def test_boxes_may_be_arrays_or_tensors():
     images = [Image.new("RGB", (4, 4))] * 4
     given = [np.array(boxes, dtype=np.float32), torch.tensor(boxes), [np.array(boxes[0])], boxes]
     assert all(found["boxes"] == boxes for found in make_processor().extract_regions(images, given))
-    with pytest.raises(ValueError, match="post 1, field boxes: a list is wanted, not 5"):
+    with pytest.raises(ValueError, match="post 1, field boxes: expected a list, got 5"):
         make_processor().extract_regions(images[:2], [None, 5])
 
 
@@ -159,9 +283,18 @@ def test_boxes_a_little_outside_are_clipped():
     assert regions["boxes"] == [[0.0, 0.2, 1.0, 0.2]]
 
 
-def test_an_unknown_extractor_is_named():
+def test_error_names_the_unknown_extractor():
     with pytest.raises(ValueError, match='unknown extractor "magic"'):
         make_processor(region_config={"name": "magic"})
+
+
+def model_with_large_weights(config):
+    """A detector whose boxes differ: initial weights say hardly anything of an image."""
+    model = AutoModelForObjectDetection.from_config(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +307,7 @@ def detector(tmp_path_factory):
         patch_size=16, num_detection_tokens=7, id2label={0: "dog", 1: "cat", 2: "park bench"},
         label2id={"dog": 0, "cat": 1, "park bench": 2},
     )  # fmt: skip
-    AutoModelForObjectDetection.from_config(config).save_pretrained(folder)
+    model_with_large_weights(config).save_pretrained(folder)
     YolosImageProcessor(size={"height": 32, "width": 32}, do_pad=False).save_pretrained(folder)
     return folder
 
@@ -192,6 +325,62 @@ def test_object_detection(detector):
     assert alone["box_scores"] and alone["boxes"] != processor.extract_regions([images[0]])[0]["boxes"]
     given = processor.extract_regions(images[:1], [[[0, 0, 1, 1]]])
     assert given[0]["boxes"] == [[0, 0, 1, 1]], "boxes given take the place of the detector"
+
+
+DETECTORS = {
+    "yolos": (
+        lambda: YolosConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=[32, 32],
+            patch_size=16, num_detection_tokens=7,
+        ),
+        lambda **options: YolosImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}, **options),
+    ),
+    "detr": (
+        lambda: DetrConfig(
+            backbone_config=ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic",
+                                         out_features=["stage2"]),
+            d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+            encoder_ffn_dim=16, decoder_ffn_dim=16, num_queries=7,
+        ),
+        lambda **options: DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}, **options),
+    ),
+    "rt-detr": (
+        lambda: RTDetrConfig(
+            backbone_config=RTDetrResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1],
+                                               layer_type="basic", out_features=["stage2", "stage3", "stage4"]),
+            encoder_in_channels=[8, 16, 16], feat_strides=[8, 16, 32], encoder_hidden_dim=16, encoder_ffn_dim=16,
+            encoder_attention_heads=2, d_model=16, decoder_in_channels=[16, 16, 16], decoder_ffn_dim=16, decoder_layers=1,
+            decoder_attention_heads=2, num_queries=7, anchor_image_size=None,
+        ),
+        lambda **options: RTDetrImageProcessor(size={"height": 64, "width": 64}, **options),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_regions_do_not_depend_on_the_images_beside(kind, tmp_path):
+    """Wide and tall images share no canvas: padding would make a detector's boxes fractions of it."""
+    config, image_processor = DETECTORS[kind]
+    torch.manual_seed(0)
+    model_with_large_weights(config()).save_pretrained(tmp_path)
+    image_processor().save_pretrained(tmp_path)
+    config = {"name": "object-detection", "model": str(tmp_path), "threshold": 0.0, "max_regions": 100}
+    processor = make_processor(region_config=config)
+    images = [pure_noise(Image.new("RGB", size), seed=seed) for seed, size in enumerate([(96, 48), (40, 90), (96, 48), (50, 50)])]
+    together = processor.extract_regions(images)
+    alone = [processor.extract_regions([image])[0] for image in images]
+    assert alone[0]["boxes"] != alone[2]["boxes"] and all(
+        len(regions["boxes"]) == len(alone[0]["boxes"]) > 0 for regions in alone
+    )
+    for regions, expected in zip(together, alone, strict=True):
+        assert regions["box_labels"] == expected["box_labels"]
+        assert torch.allclose(torch.tensor(regions["boxes"]), torch.tensor(expected["boxes"]), atol=1e-5)
+        assert torch.allclose(torch.tensor(regions["box_scores"]), torch.tensor(expected["box_scores"]), atol=1e-5)
+    # Nor on a canvas that the detector's own settings ask for.
+    if kind != "rt-detr":
+        image_processor(pad_size={"height": 256, "width": 256}).save_pretrained(tmp_path)
+        (padded,) = make_processor(region_config=config).extract_regions(images[:1])
+        assert torch.allclose(torch.tensor(padded["boxes"]), torch.tensor(alone[0]["boxes"]), atol=1e-5)
 
 
 def test_a_detector_with_pickled_weights_is_refused(detector, tmp_path):

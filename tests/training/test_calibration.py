@@ -15,7 +15,7 @@ from ..modeling.test_crf import enumerate_paths
 
 
 def drawn_by(model, count: int) -> list[dict[str, torch.Tensor]]:
-    """PostSource of one word whose label is drawn from the model's own probabilities."""
+    """Posts of one word whose label is drawn from the model's own probabilities."""
     generator = torch.Generator().manual_seed(1)
     batches = []
     for seed in range(count):
@@ -95,5 +95,5 @@ def test_a_temperature_changes_probabilities_and_no_label():
 
 def test_posts_without_labels_are_refused():
     batch = random_batch() | {"labels": torch.full((3, 6), -100)}
-    with pytest.raises(ValueError, match="there are none"):
+    with pytest.raises(ValueError, match="got none"):
         fit_temperature(tiny_model(), [batch])

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone from disk: the same training as with pictures, and each picture encoded once."""
+"""Features of a frozen backbone from disk: the same training as with pixels, and each image encoded once."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def count_encoded(monkeypatch) -> list[int]:
     return counts
 
 
-def test_training_from_the_cache_has_the_same_losses_and_encodes_each_picture_once(tmp_path, monkeypatch):
+def test_training_from_the_cache_has_the_same_losses_and_encodes_each_image_once(tmp_path, monkeypatch):
     run(tmp_path / "pixels", *STEPS)
     counts = count_encoded(monkeypatch)
     cached = ("--vision_cache", str(tmp_path / "cache"))
@@ -62,27 +62,27 @@ def test_the_cache_of_a_backbone_that_trains_is_refused(tmp_path):
         run(tmp_path, "--max_steps", "1", "--vision_cache", str(tmp_path / "cache"))
 
 
-def test_other_weights_are_another_cache_and_equal_pictures_are_one(tmp_path):
+def test_other_weights_are_another_cache_and_equal_images_are_one(tmp_path):
     model, processor = tiny_model().model.eval(), tiny_processor()
     cache = VisionCache.of_backbone(tmp_path, model, processor.image_processor)
-    pictures = synthetic_dataset(6, 3, "global")["image"]
-    cache.fill([*pictures, *pictures, None], model, processor.image_processor)
-    assert len(list(tmp_path.rglob("*.safetensors"))) == len({picture["bytes"] for picture in pictures})
-    feature_map, size = cache.get(pictures[0])
-    pixels = processor.image_processor(images=[processor.load_image(pictures[0])], return_tensors="pt")["pixel_values"]
+    images = synthetic_dataset(6, 3, "global")["image"]
+    cache.fill([*images, *images, None], model, processor.image_processor)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == len({image["bytes"] for image in images})
+    feature_map, size = cache.get(images[0])
+    pixels = processor.image_processor(images=[processor.load_image(images[0])], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         assert torch.allclose(feature_map, model.get_image_features(pixels)[0], atol=1e-5)
-    width, height = processor.load_image(pictures[0]).size
+    width, height = processor.load_image(images[0]).size
     assert size == (height, width)
     next(model.vision_encoder.parameters()).data.add_(1)
     assert VisionCache.of_backbone(tmp_path, model, processor.image_processor).folder != cache.folder
 
 
-def test_a_broken_picture_is_left_out_and_named_when_it_is_asked_for(tmp_path):
+def test_a_broken_image_is_left_out_and_named_when_it_is_asked_for(tmp_path):
     model, processor = tiny_model().model.eval(), tiny_processor()
     cache = VisionCache.of_backbone(tmp_path, model, processor.image_processor)
-    cache.fill([b"no picture"], model, processor.image_processor)
-    with pytest.raises(ImageError, match="not a picture"):
-        cache.get(b"no picture")
+    cache.fill([b"no image"], model, processor.image_processor)
+    with pytest.raises(ImageError, match="not an image"):
+        cache.get(b"no image")
     with pytest.raises(FileNotFoundError, match="start again"):
         cache.get(Image.new("RGB", (8, 8)))

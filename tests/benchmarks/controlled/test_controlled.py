@@ -1,4 +1,4 @@
-"""The controlled experiments's own machinery: rows, rivals, measures and the table, a few posts and steps each."""
+"""The machinery of the controlled experiments, with a few posts and steps each: runs, baselines, measures and tables."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from transformers import BertConfig, BertForTokenClassification
 from benchmarks.controlled import __main__ as controlled
 from benchmarks.controlled import runner
 from benchmarks.controlled.baselines import PlainTagger
-from benchmarks.controlled.experiments import another_posts, rows_of
+from benchmarks.controlled.experiments import experiments_for
 from benchmarks.controlled.measures import calibration_error_by_chance, expected_calibration_error, scores_of_entities
+from benchmarks.controlled.perturbations import another_posts
 from benchmarks.controlled.pretrained_weights import VISION_BACKBONE
 from modeling_hamlearning import HamLearningForTokenClassification
 from processors import HamLearningProcessor
@@ -40,27 +41,30 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_rows_are_run_once_and_the_table_has_them_all(folder, monkeypatch):
+def test_experiments_are_run_once_and_the_table_has_them_all(folder, monkeypatch):
     call = ["levels", "--quick", "--seeds", "0", "--only", "figure1b"]
     controlled.main(call)
-    done = {result["model"]: result for result in runner.read_rows(folder / "results")}
+    done = {result["model"]: result for result in runner.read_runs(folder / "results")}
     assert set(done) == {"full model", "text alone", "pooled image"}
-    assert all(0 <= row["scores"]["test"]["f1"] <= 1 and row["scores"]["test"]["gold_total"] for row in done.values())
+    assert all(0 <= run["scores"]["test"]["f1"] <= 1 and run["scores"]["test"]["gold_total"] for run in done.values())
+    assert {run["command"] for run in done.values()} == {
+        "python -m benchmarks.controlled levels --quick --seeds 0 --only figure1b"
+    }
     assert 0 <= done["full model"]["measures"]["grounding"] <= 1
     table = (folder / "results" / "table.md").read_text()
     assert all(f"| figure1b | {name} | 62.5 |" in table for name in ("full model", "text alone", "pooled image"))
-    monkeypatch.setattr(runner, "run", lambda *_, **__: pytest.fail("a row that is done was run again"))
+    monkeypatch.setattr(runner, "run", lambda *_, **__: pytest.fail("a finished experiment was run again"))
     controlled.main(call)
 
 
-def test_every_row_has_a_name_of_its_own(folder):
+def test_no_two_experiments_have_one_name(folder):
     for section in ("levels", "relevance"):
-        names = [row.name for row in rows_of(section, [0, 1, 2])]
+        names = [experiment.name for experiment in experiments_for(section, [0, 1, 2])]
         assert len(set(names)) == len(names)
 
 
-def test_another_posts_picture_is_never_ones_own():
-    images = [str(place) for place in range(50)]
+def test_another_posts_image_is_never_the_own_one():
+    images = [str(index) for index in range(50)]
     moved = another_posts(images, seed=3)
     assert sorted(moved) == sorted(images)
     assert all(own != other for own, other in zip(images, moved, strict=True))
@@ -70,7 +74,7 @@ def test_calibration_error_by_hand():
     # Two bins: three entities at 0.9 of which two are right, one at 0.2 that is right.
     found = expected_calibration_error(np.array([0.9, 0.9, 0.9, 0.2]), np.array([True, True, False, True]))
     assert found["ece"] == pytest.approx((3 * abs(0.9 - 2 / 3) + abs(0.2 - 1)) / 4)
-    assert [of_bin["count"] for of_bin in found["bins"]] == [1, 3]
+    assert [bin["count"] for bin in found["bins"]] == [1, 3]
     # Exact scores, by every way it can come out: one entity at 0.2 and three at 0.9.
     away = 0.8 * abs(0 - 0.2) + 0.2 * abs(1 - 0.2)
     for right in itertools.product([0, 1], repeat=3):
@@ -116,8 +120,8 @@ def test_the_scores_of_entities_say_what_decoding_gives(least, tmp_path):
                            "image": Value("string")}),
     )  # fmt: skip
     found = scores_of_entities(model, processor, rows)
-    names = [[[LABELS[tag] for tag in of_post] for of_post in of_all]
-             for of_all in (tags, model.decode(outputs, features["word_mask"]))]  # fmt: skip
+    names = [[[LABELS[tag] for tag in post_tags] for post_tags in all_tags]
+             for all_tags in (tags, model.decode(outputs, features["word_mask"]))]  # fmt: skip
     assert found["f1_by_min_score"][str(least)] == pytest.approx(f1_score(*names))
-    assert sum(of_bin["count"] for of_bin in found["calibration"]["bins"]) == len(get_entities(names[1]))
+    assert sum(bin["count"] for bin in found["calibration"]["bins"]) == len(get_entities(names[1]))
     assert model.config.min_entity_score == least and 0.2 < f1_score(*names) < 1

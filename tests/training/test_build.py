@@ -1,0 +1,60 @@
+"""Keys of a config that no part of the model reads are refused with the nearest one that is."""
+
+from __future__ import annotations
+
+import pytest
+
+from mner_data.loading import dataset_labels
+from mner_data.synthetic_posts import synthetic_splits
+from training.arguments import ModelArguments
+from training.build import build
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return synthetic_splits([8, 2, 2])
+
+
+def build_with(data, **arguments):
+    options = {"text": "from_scratch", "text_config": SMALL, "vision": "resnet10t", "vision_pretrained": False,
+               "model_config": {"fusion_size": 32, "fusion_attention_heads": 2}, "image_size": 32}  # fmt: skip
+    return build(ModelArguments(**options | arguments), data, dataset_labels(data["train"]))
+
+
+@pytest.mark.parametrize("name, keys, nearest", [
+    ("model_config", {"use_globl": False}, "use_global"),
+    ("model_config", {"num_iteration": 2}, "num_iterations"),
+    ("model_config", {"fusion_dropuot": 0.1}, "fusion_dropout"),
+    ("text_config", {"hiden_size": 32}, "hidden_size"),
+    ("text_config", {"model_type": "modernbert", "num_hidden_layer": 1}, "num_hidden_layers"),
+    ("tokenizer_config", {"min_cuont": 1}, "min_count"),
+    ("tokenizer_config", {"lower_case": True}, "lowercase"),
+])  # fmt: skip
+def test_an_unknown_key_is_refused_with_the_nearest_one(data, name, keys, nearest):
+    with pytest.raises(ValueError, match=f"^{name}: unknown key .*; did you mean '{nearest}'?"):
+        build_with(data, **{name: keys})
+
+
+def test_a_key_that_is_like_no_other_gets_the_list(data):
+    with pytest.raises(ValueError, match="tokenizer_config: unknown key 'zzz'; expected one of kind, lowercase"):
+        build_with(data, tokenizer_config={"zzz": 1})
+    with pytest.raises(ValueError, match="text_config.model_type: unknown key 'brt'; did you mean 'bert'"):
+        build_with(data, text_config={"model_type": "brt"})
+
+
+def test_what_the_labels_and_encoders_determine_is_no_key(data):
+    with pytest.raises(ValueError, match="model_config: unknown key 'id2label'"):
+        build_with(data, model_config={"id2label": {0: "O"}})
+
+
+def test_known_keys_reach_the_model(data):
+    model, _ = build_with(
+        data,
+        model_config={"fusion_size": 32, "fusion_attention_heads": 2, "use_crf": False, "min_entity_score": 0.25},
+        text_config={"model_type": "modernbert", **SMALL, "num_hidden_layers": 2},
+        tokenizer_config={"kind": "char", "min_count": 1},
+    )
+    assert model.config.use_crf is False and model.config.min_entity_score == 0.25
+    assert (model.config.text_config.model_type, model.config.text_config.num_hidden_layers) == ("modernbert", 2)
