@@ -240,7 +240,7 @@ def fetching(ner):
 
 
 @pytest.mark.parametrize("url, reason", [
-    ("http://127.0.0.1:{}/photo.png", "127.0.0.1, which is not a public address; give the picture itself"),
+    ("http://127.0.0.1:{}/photo.png", "127.0.0.1, which is not a public address; give the image itself"),
     ("http://169.254.169.254/latest", "169.254.169.254, which is not a public address"),
     ("http://nowhere.invalid/photo.png", "could not be fetched"),
 ])  # fmt: skip
