@@ -311,7 +311,9 @@ class MnerPipeline(Pipeline):
         parameters: tuple[dict, dict, dict],
     ) -> Iterator[list[dict[str, Any]]]:
         """Results of a window of posts, whose batches are grouped by length; an error comes after the results before it."""
-        posts, outcomes, next_place = [], {}, 0
+        posts: list[dict[str, Any]] = []
+        outcomes: dict[int, Any] = {}  # by place: a result, or the error of the post at fault
+        next_place = 0
         for place, post in enumerate(window):
             try:
                 posts.append(self._parse(post, num_posts_before + place))
@@ -356,7 +358,7 @@ class MnerPipeline(Pipeline):
         """
         preprocess_params, forward_params, postprocess_params = parameters
         try:
-            opened = [image.result() if isinstance(image, Future) else image and self._open(image) for image in images]
+            opened = [image.result() if isinstance(image, Future) else self._open(image) if image else None for image in images]
             with _TOKENIZER_LOCK:
                 batch = self.preprocess(posts, opened, **preprocess_params)
             tagged = self.forward(batch | {"feature_maps": feature_maps}, **forward_params)
