@@ -211,11 +211,10 @@ def fault_lost_link(folder):
     (folder / "notes.json").symlink_to("/nothing/here")
 
 
-def fault_unsaved_buffer(folder):
-    path = folder / "crf.py"
-    path.write_text(
-        path.read_text().replace("register_buffer(name, constraint)", "register_buffer(name, constraint, persistent=False)")
-    )
+def fault_lost_constraints(folder):
+    path = folder / "modeling_hamlearning.py"
+    lost = path.read_text().replace("init.copy_(getattr(module, name), constraint)", "init.zeros_(getattr(module, name))")
+    path.write_text(lost)
 
 
 def fault_import_of_ours(folder):
@@ -247,7 +246,7 @@ FAULTS = {
     fault_card: "card metadata",
     fault_card_tags: "card metadata",
     fault_absolute_path: "no absolute path",
-    fault_unsaved_buffer: "weights as in the file",
+    fault_lost_constraints: "weights as in the file",
     fault_import_of_ours: "head loads and runs",
     fault_no_processor: "every needed file",
 }
