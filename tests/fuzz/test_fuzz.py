@@ -23,6 +23,6 @@ def test_half_a_character_in_the_label_of_a_region_is_written():
     tagger = pytest.importorskip("ray", reason="bulk/ needs Ray") and importlib.import_module("bulk.tagger")
     region = {"box": {"xmin": 0.0, "ymin": 0.0, "xmax": 1.0, "ymax": 1.0}, "label": "\udfff dog", "score": 0.5}
     entity = {"entity_group": "PER", "score": 0.5, "word": "\ud800", "start": 0, "end": 1, "region": region}
-    row = tagger._row({"entities": [entity, entity | {"region": None}], "relevance": None})
+    row = tagger._row({"entities": [entity, entity | {"region": None}], "relevance": None}, [])
     written = pa.array([row["entities"]], type=tagger.COLUMNS["entities"]).to_pylist()[0]
     assert (written[0]["word"], written[0]["region"]["label"], written[1]["region"]) == ("\ufffd", "\ufffd dog", None)
