@@ -82,7 +82,7 @@ def worker(kind: str, result: str):
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_a_process_without_an_image_trains_with_the_others(kind, tmp_path):
     result = tmp_path / "losses.json"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", __file__]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
     run = subprocess.run(
         [*command, kind, str(result)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
