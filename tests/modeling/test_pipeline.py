@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 import http.server
 import json
 import socket
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
+from itertools import islice
+from queue import Queue
 
+import numpy
+import pandas
+import pyarrow
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from PIL import Image
 from transformers import AutoConfig, pipeline
 
 from mner_data.synthetic_images import pure_noise
 from modeling_hamlearning import MnerPipeline
-from modeling_hamlearning.drawing import COLORS
+from tests.hub_scripts.hub_server import TOKEN, HubServer
 from tests.tiny_model import LABELS, saved_tiny_model
 
 FIELDS = ["entity_group", "score", "word", "start", "end", "word_start", "word_end", "relevance", "region"]
@@ -281,37 +288,232 @@ import json, sys
 from transformers import pipeline
 ner = pipeline("mner", model=sys.argv[1], trust_remote_code=True)
 assert not {"modeling_hamlearning", "processors"} & set(sys.modules), "the project is importable here"
-print(json.dumps(ner([{"text": "New York Knicks' game #NBA @joe", "image": sys.argv[1] + "/photo.png"}])))
+print(json.dumps(ner([{"text": "New York Knicks' game #NBA @joe", "image": sys.argv[2]}])))
 """
 
 
-def test_a_fresh_process_with_only_the_folder(ner, posts, folder, tmp_path):
+def elsewhere(folder, image, tmp_path) -> list:
+    """The results of one post in a process that has the folder only."""
     (tmp_path / "tag.py").write_text(ELSEWHERE)
     environment = {"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
     environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
-    run = subprocess.run(
-        [sys.executable, "tag.py", str(folder)],
-        cwd=tmp_path,
-        env=environment,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert json.loads(run.stdout.splitlines()[-1]) == json.loads(json.dumps(ner([posts[1]])))
+    command = [sys.executable, "tag.py", str(folder), str(image)]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    return json.loads(run.stdout.splitlines()[-1])
 
 
-def test_the_pipeline_can_be_saved_again(ner, tmp_path, posts):
-    ner.save_pretrained(tmp_path)
-    ner.processor.save_pretrained(tmp_path)
-    again = pipeline("mner", model=str(tmp_path), trust_remote_code=True)
-    close(again(posts), ner(posts))
-    assert AutoConfig.from_pretrained(tmp_path, trust_remote_code=True).custom_pipelines["mner"]["impl"]
+def test_a_fresh_process_with_only_the_folder(ner, posts, folder, tmp_path):
+    assert elsewhere(folder, folder / "photo.png", tmp_path) == json.loads(json.dumps(ner([posts[1]])))
 
 
-@pytest.mark.parametrize("color", COLORS)
-def test_white_letters_on_a_types_color_can_be_read(color):
-    """Contrast of at least 4.5, as the accessibility guidelines (WCAG 2.2, 1.4.3) want for small text."""
-    parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    luminance = sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-    assert 1.05 / (luminance + 0.05) >= 4.5
+def test_the_pipeline_saves_all_that_it_loads(ner, tmp_path, posts, folder):
+    ner.save_pretrained(tmp_path / "again")
+    assert AutoConfig.from_pretrained(tmp_path / "again", trust_remote_code=True).custom_pipelines["mner"]["impl"]
+    close(pipeline("mner", model=str(tmp_path / "again"), trust_remote_code=True)(posts), ner(posts))
+    assert elsewhere(tmp_path / "again", folder / "photo.png", tmp_path) == json.loads(json.dumps(ner([posts[1]])))
+
+
+PUSHED = """
+import sys
+from transformers import pipeline
+pipeline("mner", model=sys.argv[1], trust_remote_code=True).push_to_hub("user/pushed")
+ner = pipeline("mner", model="user/pushed", trust_remote_code=True)
+print(len(ner("Jordan scores  again in Amazon park")))
+"""
+
+
+def test_a_pushed_pipeline_loads(ner, folder, tmp_path):
+    with HubServer() as hub:
+        environment = {"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": hub.endpoint,
+                       "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}  # fmt: skip
+        command = [sys.executable, "-c", PUSHED, str(folder)]
+        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert int(run.stdout.splitlines()[-1]) == len(ner("Jordan scores  again in Amazon park"))
+
+
+def test_a_model_object_with_its_processor(ner, posts):
+    close(pipeline("mner", model=ner.model, processor=ner.processor)(posts), ner(posts))
+    with pytest.raises(Exception, match="provide a processor"):
+        pipeline("mner", model=ner.model)
+    with pytest.raises(ValueError, match="expected a processor beside the model, got None.*processor=AutoProcessor"):
+        MnerPipeline(ner.model)
+
+
+def test_scores_that_are_not_numbers_are_named(ner, monkeypatch):
+    forward = ner.model.classifier.forward
+    monkeypatch.setattr(ner.model.classifier, "forward", lambda hidden: forward(hidden) * float("nan"))
+    with pytest.raises(ValueError, match="post 0: expected finite scores from the model, got NaN.*dtype=torch.float32"):
+        ner(["Jordan", "Amazon park"], batch_size=2)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, "2", True])
+def test_batch_sizes_that_are_none_are_refused(ner, folder, size):
+    for inputs in ("Jordan", ["Jordan"], (post for post in ["Jordan"])):
+        with pytest.raises(ValueError, match="batch_size: expected a whole number of at least 1, got"):
+            ner(inputs, batch_size=size)
+    with pytest.raises(ValueError, match="num_workers: expected a whole number of at least 0"):
+        ner("Jordan", num_workers=-1)
+    with pytest.raises(ValueError, match="batch_size: expected"):
+        pipeline("mner", model=ner.model, processor=ner.processor, batch_size=size)("Jordan")
+
+
+TEXTS = [f"{'Jordan scores in Amazon park ' * (1 + place % 3)}{place}" for place in range(12)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8, 50])
+def test_a_source_that_fails_gives_the_results_before_its_fault(ner, batch_size):
+    def posts():
+        yield from TEXTS[:8]
+        raise RuntimeError("the source broke")
+
+    results = []
+    with pytest.raises(RuntimeError, match="the source broke"):
+        results.extend(ner(posts(), batch_size=batch_size))
+    close(results, ner(TEXTS[:8]))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_broken_post_leaves_the_results_before_it(ner, kind, batch_size):
+    post, message = WRONG[kind]
+    results = []
+    with pytest.raises(ValueError, match=message.replace("post 1", "post 7")):
+        for result in ner((item for item in [*TEXTS[:7], post, *TEXTS[8:]]), batch_size=batch_size):
+            results.append(result)
+    close(results, ner(TEXTS[:7]))
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_a_source_that_waits_for_its_results_gets_them(ner, batch_size):
+    """Each post is given only after the one before came out: a pipeline that pulls further would wait for ever."""
+    inbox: Queue = Queue()
+    results = ner(iter(inbox.get, None), batch_size=batch_size)
+    arrived = []
+    for text in TEXTS[:4]:
+        inbox.put(text)
+        thread = threading.Thread(target=lambda: arrived.append(next(results)), daemon=True)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive(), "the result waits for the next post"
+    inbox.put(None)
+    assert next(results, None) is None
+    close(arrived, ner(TEXTS[:4]))
+
+
+def test_reading_ahead_has_a_bound_and_ends_with_the_reader(ner):
+    pulled = []
+
+    def posts():
+        for number in range(10**6):
+            pulled.append(number)
+            yield "Jordan"
+
+    before = threading.active_count()
+    results = ner(posts(), batch_size=2)
+    next(results)
+    results.close()
+    time.sleep(0.5)
+    count = len(pulled)
+    time.sleep(0.5)
+    assert len(pulled) == count <= 2 * 16 * 2 + 4
+    assert threading.active_count() <= before
+
+
+class MapStyle(torch.utils.data.Dataset):
+    """Has a length and never raises IndexError, as a data set that wraps around."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        return {"text": TEXTS[index % len(TEXTS)]}
+
+
+def test_every_kind_of_source(ner, tmp_path, folder):
+    expected = ner(TEXTS[:5])
+    close(list(islice(ner(MapStyle(), batch_size=2), 20)), expected)
+    close(ner(tuple(TEXTS[:5]), batch_size=2), expected)
+    records = [{"text": text, "id": str(place), "image": None} for place, text in enumerate(TEXTS[:5])]
+    close(ner(pandas.DataFrame(records)), expected)
+    close(ner(pandas.DataFrame(records).to_dict("records")), expected)
+    close(list(ner(pandas.Series(TEXTS[:5]))), expected)
+    close(ner(pyarrow.Table.from_pylist(records)), expected)
+    Dataset.from_list(records).save_to_disk(tmp_path / "data")
+    close(list(ner(load_from_disk(tmp_path / "data"))), expected)
+    assert ner(()) == ner(pandas.DataFrame(records[:0])) == []
+    with pytest.raises(ValueError, match="expected a post .*or a list, generator, data set or table of posts, got 7"):
+        ner(7)
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), numpy.float32("nan"), "", " ", pandas.NA, pandas.NaT])
+def test_what_stands_for_no_image(ner, nothing):
+    fields = ("image",) if isinstance(nothing, str) else ("image", "boxes", "box_labels", "tokens")
+    close([ner({"text": TEXTS[0]} | dict.fromkeys(fields, nothing))], [ner(TEXTS[0])])
+
+
+def test_rows_as_data_sets_hold_them(ner, folder):
+    image, words = Image.open(folder / "photo.png"), ["New", "York", "Knicks"]
+    expected = ner({"text": words, "image": image, "boxes": [[0.1, 0.2, 0.5, 0.6]], "box_labels": ["dog"]})
+    boxes = numpy.empty(1, dtype=object)
+    boxes[0] = numpy.array([0.1, 0.2, 0.5, 0.6])
+    for held in (
+        {"bytes": (folder / "photo.png").read_bytes(), "path": None},
+        {"bytes": None, "path": str(folder / "photo.png")},
+    ):
+        row = {"tokens": numpy.array(words, dtype=object), "image": held, "boxes": boxes, "box_labels": numpy.array(["dog"])}
+        close([ner(row)], [expected])
+    assert ner({"text": "other words", "tokens": words, "image": None}) == ner({"text": words})
+
+
+def test_fields_that_are_not_read_are_named_once(ner, monkeypatch):
+    said = []
+    monkeypatch.setattr(sys.modules[type(ner).__module__].logger, "warning", said.append)
+    list(ner(({"text": text, "id": 1, "label": 2} for text in TEXTS), batch_size=1))
+    assert len(said) == 1 and "id, label" in said[0]
+
+
+def test_the_words_of_an_entity_and_its_bio_labels(ner, posts):
+    for post in posts:
+        text = post if isinstance(post, str) else post["text"]
+        words = text if isinstance(text, list) else ner.processor.split_words(text)[0]
+        result = ner(post, return_relevance=True)
+        labels = ner.to_bio(result, len(words))
+        assert len(labels) == len(words) and labels == ner.to_bio(ner(post), len(words))
+        for entity in result["entities"]:
+            first, end = entity["word_start"], entity["word_end"]
+            assert "".join(words[first:end]) == "".join(entity["word"].split())
+            assert labels[first:end] == ["B-" + entity["entity_group"]] + ["I-" + entity["entity_group"]] * (end - first - 1)
+        assert sum(label != "O" for label in labels) == sum(e["word_end"] - e["word_start"] for e in result["entities"])
+
+
+def test_threads_get_their_own_results(ner, posts):
+    """A fast tokenizer keeps its padding and truncation as state, which two threads would change under each other."""
+    streams = [[*TEXTS, posts[1]], [posts[2], posts[4], *TEXTS[::-1]], [posts[6], posts[5]] * 6]
+    expected = [ner(stream) for stream in streams]
+    failures, starting = [], threading.Barrier(len(streams) * 2)
+
+    def tag(number):
+        try:
+            starting.wait()
+            for _ in range(4):
+                close(ner(streams[number], batch_size=3), expected[number])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=tag, args=(place % len(streams),)) for place in range(len(streams) * 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_nothing_of_the_host_is_loaded(ner, monkeypatch):
+    """On Windows ctypes.CDLL(None) raises."""
+
+    def refuse(*_args, **_options):
+        raise TypeError("CDLL(None)")
+
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
+    assert isinstance(ner(TEXTS[:2]), list)
