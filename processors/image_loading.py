@@ -98,7 +98,7 @@ def load_reduced(
                 if width == 0 or height == 0:
                     raise ImageError(f"has no pixels: {width} x {height}")
                 if width * height > max_pixels:
-                    raise ImageError(f"has {width} x {height} = {width * height} pixels; at most {max_pixels:,} are read")
+                    raise ImageError(f"has {width} x {height} pixels; at most {max_pixels:,} are read")
                 with _large_images if width * height > LARGE_PIXELS else contextlib.nullcontext():
                     return _to_rgb(image, target_size, may_draft=image is not source)
     except ImageError:
