@@ -243,7 +243,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     with pytest.raises(OutputError, match="checkpoint-1 is a checkpoint of another model: fusion_size, use_crf differ"):
         run(tmp_path / "b", *SHORT, *other, "--model_config", "{use_crf: false}")
     with pytest.raises(OutputError, match="another model: text_config.hidden_size, text_config.num_hidden_layers"):
-        run(tmp_path / "c", *SHORT, *other, "--text_config", "{num_hidden_layers: 2}")
+        run(tmp_path / "c", *SHORT, *other, "--text_config", "{num_hidden_layers: 3}")
 
 
 def test_a_folder_that_cannot_be_made_is_named_before_training(tmp_path, monkeypatch):
