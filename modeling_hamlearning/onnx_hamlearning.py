@@ -16,7 +16,7 @@ from .modeling_hamlearning import (
     HamLearningTokenClassifierOutput,
 )
 
-# The backbone is a graph of its own: a post without a picture never runs it, and equal pictures are encoded once.
+# The backbone is a graph of its own: a post without an image never runs it, and equal images are encoded once.
 TAGGER_FILE, VISION_FILE = "model.onnx", "vision.onnx"
 DTYPES = {"tensor(bool)": torch.bool, "tensor(int64)": torch.int64, "tensor(float)": torch.float32}
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -89,7 +89,7 @@ class HamLearningOnnxForTokenClassification(HamLearningForTokenClassification):
             vision_features = self._vision_features(pixel_values, has_image.bool())
         region_boxes = torch.zeros(num_posts, 0, 4) if region_boxes is None else region_boxes
         num_regions = region_boxes.shape[1]
-        given = {
+        inputs = {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids) if attention_mask is None else attention_mask,
             "word_positions": word_positions,
@@ -101,9 +101,10 @@ class HamLearningOnnxForTokenClassification(HamLearningForTokenClassification):
             "region_label_ids": torch.zeros(num_posts, num_regions, 0) if region_label_ids is None else region_label_ids,
             "region_mask": torch.ones(num_posts, num_regions) if region_mask is None else region_mask,
         }
-        given["attention_mask"] = given["attention_mask"].reshape(input_ids.shape)
+        inputs["attention_mask"] = inputs["attention_mask"].reshape(input_ids.shape)
         feed = {
-            wanted.name: given[wanted.name].detach().to("cpu", DTYPES[wanted.type]).numpy() for wanted in self.tagger.get_inputs()
+            graph_input.name: inputs[graph_input.name].detach().to("cpu", DTYPES[graph_input.type]).numpy()
+            for graph_input in self.tagger.get_inputs()
         }
         logits, relevance, attention = (torch.from_numpy(out).to(device) for out in self.tagger.run(None, feed))
         return HamLearningTokenClassifierOutput(logits=logits, relevance=relevance, word_region_attention=attention)
@@ -111,11 +112,15 @@ class HamLearningOnnxForTokenClassification(HamLearningForTokenClassification):
     def _vision_features(self, pixel_values: Tensor | None, has_image: Tensor) -> Tensor:
         """(B, C, rows, columns), of the posts that have an image; of one empty cell where none has."""
         if self.config.levels and has_image.any():
-            found = self.get_image_features(pixel_values[has_image])
+            feature_maps = self.get_image_features(pixel_values[has_image])
         else:
-            channels = next(wanted for wanted in self.tagger.get_inputs() if wanted.name == "vision_features").shape[1]
-            found = torch.zeros(0, channels, 1, 1, device=has_image.device)
-        return found.new_zeros(len(has_image), *found.shape[1:]).masked_scatter(has_image[:, None, None, None], found)
+            channels = next(
+                graph_input for graph_input in self.tagger.get_inputs() if graph_input.name == "vision_features"
+            ).shape[1]
+            feature_maps = torch.zeros(0, channels, 1, 1, device=has_image.device)
+        return feature_maps.new_zeros(len(has_image), *feature_maps.shape[1:]).masked_scatter(
+            has_image[:, None, None, None], feature_maps
+        )
 
 
 def _session(path: str):

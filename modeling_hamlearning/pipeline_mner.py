@@ -49,7 +49,7 @@ class PreparedImage(NamedTuple):
     key: str
     pixels: Tensor
     size: tuple[int, int]
-    picture: Image.Image | None
+    image: Image.Image | None
 
 
 class FeatureMapCache:
@@ -379,13 +379,13 @@ class MnerPipeline(Pipeline):
         return post if isinstance(post["image"], Image.Image) else threads.submit(self._open, post)
 
     def _open(self, post: dict[str, Any]) -> PreparedImage:
-        (picture,), (size,) = self.processor.load_reduced_images([post["image"]], names=[post["where"]], allow_urls=True)
-        pixels = self.processor.image_processor(images=[picture], return_tensors="pt")["pixel_values"][0]
+        (image,), (size,) = self.processor.load_reduced_images([post["image"]], names=[post["where"]], allow_urls=True)
+        pixels = self.processor.image_processor(images=[image], return_tensors="pt")["pixel_values"][0]
         return PreparedImage(
             key=hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
             pixels=pixels,
             size=size,
-            picture=picture if self.processor.needs_image(post["boxes"]) else None,
+            image=image if self.processor.needs_image(post["boxes"]) else None,
         )
 
     def _load(self, post: dict[str, Any]) -> Image.Image | None:
@@ -417,18 +417,18 @@ class MnerPipeline(Pipeline):
         return parsed | {name: _as_lists(parsed[name]) for name in REGION_FIELDS} | {"where": where}
 
     def preprocess(self, posts: list[dict[str, Any]], opened: list[PreparedImage | None]) -> dict[str, Any]:
-        sizes = [picture and picture.size for picture in opened]
-        given = {name: [post[name] for post in posts] for name in ("boxes", "box_labels", "box_scores")}
-        shown = [picture and (picture.picture or picture.size) for picture in opened]
-        regions = self.processor.extract_regions(shown, **given, names=[post["where"] for post in posts])
+        sizes = [image and image.size for image in opened]
+        region_fields = {name: [post[name] for post in posts] for name in REGION_FIELDS}
+        images_or_sizes = [image and (image.image or image.size) for image in opened]
+        regions = self.processor.extract_regions(images_or_sizes, **region_fields, names=[post["where"] for post in posts])
         features = self.processor.encode([post["words"] for post in posts], regions, sizes)
-        present = [picture for picture in opened if picture is not None]
+        present = [image for image in opened if image is not None]
         return {
             "features": dict(features),
             "posts": posts,
             "regions": regions,
-            "keys": [picture.key for picture in present],
-            "pixels": [picture.pixels for picture in present],
+            "keys": [image.key for image in present],
+            "pixels": [image.pixels for image in present],
         }
 
     def _forward(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -488,24 +488,34 @@ def test_the_words_of_an_entity_and_its_bio_labels(ner, posts):
 
 
 def test_threads_get_their_own_results(ner, posts):
-    """A fast tokenizer keeps its padding and truncation as state, which two threads would change under each other."""
-    streams = [[*TEXTS, posts[1]], [posts[2], posts[4], *TEXTS[::-1]], [posts[6], posts[5]] * 6]
+    """A fast tokenizer keeps its truncation as state: regions' labels are encoded without, long posts with it."""
+    labelled = posts[2] | {
+        "boxes": [[0, 0, 1, 1]] * 16,
+        "box_labels": [f"dog {number}" for number in range(16)],
+        "box_scores": None,
+    }
+    streams = [[posts[4]] * 4, [labelled] * 4, [*TEXTS[:4], posts[1]]]
     expected = [ner(stream) for stream in streams]
-    failures, starting = [], threading.Barrier(len(streams) * 2)
+    failures, starting = [], threading.Barrier(6)
 
     def tag(number):
         try:
             starting.wait()
-            for _ in range(4):
-                close(ner(streams[number], batch_size=3), expected[number])
+            for _ in range(8):
+                close(ner(streams[number]), expected[number])
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=tag, args=(place % len(streams),)) for place in range(len(streams) * 2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns as often as they can
+    try:
+        threads = [threading.Thread(target=tag, args=(place % len(streams),)) for place in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
     assert failures == []
 
 
