@@ -111,7 +111,7 @@ def wheel(tmp_path_factory) -> Path:
             (folder / "checkout" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / "checkout" / name)
     options = ["--no-deps", "--no-index", "--no-build-isolation", "--quiet", "--wheel-dir", str(folder / "dist")]
-    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(folder / "checkout")], check=True)
+    run(sys.executable, "-m", "pip", "wheel", *options, folder / "checkout", cwd=folder)
     (path,) = (folder / "dist").glob("*.whl")
     return path
 
@@ -122,10 +122,7 @@ def installed(wheel, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder, with_pip=False)
     python = next(path for path in (folder / "bin/python", folder / "Scripts/python.exe") if path.is_file())
-    subprocess.run(
-        [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", "--quiet", str(wheel)],
-        check=True,
-    )
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet", wheel, cwd=folder)
     purelib = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
     here = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     # The editable install of this checkout, itself a .pth file, is not followed from there.
@@ -134,6 +131,7 @@ def installed(wheel, tmp_path_factory) -> Path:
 
 
 def run(*command: object, cwd: Path) -> str:
+    """Output of a command that sees nothing of this checkout: pip would take its metadata for an installed package."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(
         [str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
