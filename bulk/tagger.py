@@ -18,8 +18,9 @@ from transformers import pipeline
 from transformers.utils import HF_MODULES_CACHE
 
 from mner_data.images import ImageFolder
-from mner_data.readers import REGION_FIELDS, DataError, read_regions, replace_surrogates
+from mner_data.readers import DataError, read_regions, replace_surrogates
 from modeling_hamlearning.configuration_hamlearning import LEVELS
+from processors import REGION_FIELDS
 from processors.fetching import fetch
 
 from .sources import is_id

@@ -25,8 +25,14 @@ from tqdm.auto import tqdm
 from mner_data.files import OutputError, atomic_write, markdown_table, reserve_output_dir
 from mner_data.images import ImageFinder, default_image_dir
 from mner_data.loading import row_features
-from mner_data.readers import REGION_FIELDS, DataError, bio_labels, read_regions, read_splits, sha256
-from processors.region_extraction import build_region_extractor, complete_region_config, keep_best, no_regions
+from mner_data.readers import DataError, bio_labels, read_regions, read_splits, sha256
+from processors.region_extraction import (
+    REGION_FIELDS,
+    build_region_extractor,
+    complete_region_config,
+    keep_best,
+    no_regions,
+)
 
 ROWS_PER_SHARD = 256
 # Readers of data folders skip names with an underscore.

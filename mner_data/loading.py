@@ -30,10 +30,11 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.constants import HF_HUB_CACHE
 from tqdm.auto import tqdm
 
+from processors import REGION_FIELDS
+
 from .images import ImageFinder, default_image_dir
 from .label_schemes import LabelSchemeError, is_bio_label, to_bio
 from .readers import (
-    REGION_FIELDS,
     REGIONS_FILE,
     DataError,
     bio_labels,

@@ -38,7 +38,6 @@ NOT_CONLL = (".json", ".parquet", ".csv", ".tsv", ".arrow", ".zip", ".tar", ".xz
 # All formats that `processors.load_image` opens.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".mpo")
 REGIONS_FILE = "regions.jsonl"
-REGION_FIELDS = ("boxes", "box_labels", "box_scores")
 _BYTE_ORDER_MARKS = {
     # UTF-32 first: its mark begins with the one of UTF-16.
     b"\xff\xfe\x00\x00": "utf-32",

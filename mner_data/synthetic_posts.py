@@ -12,6 +12,8 @@ from dataclasses import replace
 
 from datasets import Dataset, DatasetDict, Features, List, Value
 
+from processors import REGION_FIELDS
+
 from .loading import row_features
 from .readers import bio_labels
 from .synthetic_images import KINDS_OF_TYPE, SCENE_OF_TYPE, Post, Thing, render
@@ -287,9 +289,7 @@ def _columns(posts: Iterable[Post], ids: list[str], generator: random.Random) ->
     """Columns and features of posts with their images: those of every data set, `deciding_region` and `leading_region`."""
     names = bio_labels(f"B-{entity_type}" for entity_type in TYPES)
     region_columns = {"deciding_region": List(Value("int64")), "leading_region": List(Value("int64"))}
-    columns: dict[str, list] = {
-        name: [] for name in ("id", "tokens", "ner_tags", "image", "boxes", "box_labels", "box_scores", *region_columns)
-    }
+    columns: dict[str, list] = {name: [] for name in ("id", "tokens", "ner_tags", "image", *REGION_FIELDS, *region_columns)}
     for post_id, post in zip(ids, posts, strict=True):
         image = post.rendered or render(post, generator)
         boxed = [place for place, thing in enumerate(post.things) if thing.boxed]

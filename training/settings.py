@@ -9,11 +9,11 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from processors import ImageError, content_key
+from processors import REGION_FIELDS, ImageError, content_key
 
 from .arguments import DataArguments, MnerTrainingArguments, ModelArguments
 
-REGION_COLUMNS = ("boxes", "box_labels", "box_scores", "entity_boxes")
+REGION_COLUMNS = (*REGION_FIELDS, "entity_boxes")
 # Training arguments that change no weight: where and what is written, how it is logged, how fast evaluation is.
 IRRELEVANT_PREFIXES = ("logging_", "log_", "hub_", "push_to_hub", "save_", "report_", "trackio_", "dataloader_", "ddp_")
 IRRELEVANT = {

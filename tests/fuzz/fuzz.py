@@ -31,7 +31,7 @@ from transformers import BertConfig, pipeline
 from hub_scripts import prepare_dataset
 from mner_data.loading import load_splits
 from mner_data.readers import DataError
-from processors import HamLearningImageProcessor, HamLearningProcessor, ImageError, load_reduced
+from processors import REGION_FIELDS, HamLearningImageProcessor, HamLearningProcessor, ImageError, load_reduced
 from tests.tiny import tiny_tokenizer
 from tests.tiny_model import tiny_model
 
@@ -86,7 +86,7 @@ class Targets:
         posts = [mutations.post(generator) for _ in range(generator.choice((1, 1, 2, 4)))]
         posts = [post if isinstance(post, dict) else {"text": post} for post in posts]
         given = {"text": [post.get("text") for post in posts], "images": [post.get("image") for post in posts]}
-        given |= {name: [post.get(name) for post in posts] for name in ("boxes", "box_labels", "box_scores")}
+        given |= {name: [post.get(name) for post in posts] for name in REGION_FIELDS}
         try:
             features = self.processor_(**given, is_split_into_words=generator.random() < 0.2)
         except ValueError as error:
