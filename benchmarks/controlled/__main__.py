@@ -22,7 +22,7 @@ from processors import HamLearningProcessor
 from training.collator import MnerCollator
 
 from .experiments import SECTIONS, experiments_for, load_data
-from .measures import grounding, relevance_auc, scores_of_entities
+from .measures import grounding, grounding_of_rules, relevance_auc, scores_of_entities
 from .report import RESULTS, write_report
 from .runner import Experiment, run_pending
 
@@ -65,6 +65,8 @@ def _measure(
         measures |= grounding(model, processor, scored["test"], columns)
     if experiment.section in ("relevance", "paintings") and levels and "own" in scored:
         measures["relevance"] = relevance_auc(model, collator, scored["own"], scored["swapped"])
+    if experiment.section == "grounding":
+        measures |= grounding_of_rules(model, processor, next(iter(scored.values())))
     if experiment.section == "text":
         measures |= scores_of_entities(model, processor, scored["valid"])
     return measures
