@@ -338,6 +338,7 @@ def _write_card(
         references=references | reference_scores,
         checkpoint="checkpoint with the best F1 there" if is_best else "checkpoint of the last epoch",
         notes=notes,
+        is_grounded=trainer.accelerator.unwrap_model(trainer.model).config.has_grounding,
     )
 
 

@@ -266,14 +266,14 @@ def _grounding_experiments(seed: int) -> Iterator[Experiment]:
         "image_size": 224,
         "region_config": {"name": "precomputed", "max_regions": MOST_REGIONS},
         "per_device_train_batch_size": 16,
-        "num_train_epochs": 5,
+        "num_train_epochs": 3,
         "learning_rate": 1e-4,
         "head_learning_rate": 1e-3,
         "warmup_steps": 0.1,
         "weight_decay": 0.01,
     }
-    yield Experiment("grounding", "phototweets", FULL, seed, photos | {"model_config": GROUNDED})
-    yield Experiment("grounding", "phototweets", "attention alone", seed, photos)
+    yield Experiment("grounding", "phototweets", FULL, seed, photos | {"model_config": SMALL_MODEL | GROUNDED})
+    yield Experiment("grounding", "phototweets", "attention alone", seed, photos | {"model_config": SMALL_MODEL})
 
 
 def _grounding_data(data: str, seed: int) -> Splits:

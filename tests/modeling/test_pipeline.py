@@ -214,6 +214,24 @@ def test_a_region_is_attended_by_an_entitys_first_word(ner, monkeypatch):
         assert shown != pytest.approx(attention[first + 1].tolist(), abs=1e-3)
 
 
+def test_a_grounding_head_names_the_region_or_none(tmp_path, monkeypatch):
+    grounded = pipeline("mner", model=str(saved_tiny_model(tmp_path, grounding_loss_weight=1.0)), trust_remote_code=True)
+    emissions = 100.0 * torch.eye(len(LABELS))[[1, 2, 0, 3]]
+    monkeypatch.setattr(grounded.model.classifier, "forward", lambda hidden: emissions.expand(len(hidden), -1, -1))
+    head = grounded.model.model.image_branch.grounding
+    # Of four regions the words of the first entity name the third; the second entity is not shown.
+    scores = torch.tensor([[0.0, 0, 3, 0, 0], [0, 0, 1, 0, 0], [0] * 5, [0, 0, 1, 0, 2]])
+    monkeypatch.setattr(head, "forward", lambda words, memories, mask: scores.expand(len(words), -1, -1))
+    post = {"text": "Saint Martin said hello", "image": Image.new("RGB", (80, 40))}
+    first, second = grounded(post, return_attention=True)
+    assert first["region"]["box"] == {"xmin": 0, "ymin": 20, "xmax": 40, "ymax": 40}
+    assert first["region"]["probability"] == pytest.approx(torch.tensor([0.0, 0, 2, 0, 0]).softmax(0)[2].item())
+    assert second["region"] is None and len(second["region_attention"]) == 4
+    html = grounded.draw_html(post, [first, second])
+    assert f"<td>unnamed {first['region']['probability']:.2f}</td>" in html and "<td>–</td>" in html
+    assert [entity["region"] for entity in grounded(post["text"])] == [None, None]
+
+
 def test_drawing_a_post(ner, posts):
     for post in posts:
         picture = ner.draw(post, ner(post))
