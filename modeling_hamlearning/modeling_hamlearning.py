@@ -26,6 +26,7 @@ from transformers.utils import logging
 
 from .configuration_hamlearning import LEVELS, HamLearningConfig
 from .crf import HamLearningCRF, HamLearningTransitionScores, bio_constraints
+from .grounding import HamLearningGrounding, entity_overlaps, entity_scores, grounding_loss
 from .pipeline_mner import MnerPipeline  # noqa: F401  (re-saving a loaded model copies only what modeling imports)
 from .relations import NUM_RELATIONS, spatial_relations
 
@@ -47,6 +48,8 @@ class HamLearningModelOutput(ModelOutput):
         last_hidden_state: (B, W, H) words refined by the image.
         relevance: (B, 4) relevance of each level of `LEVELS`, exactly 0 where a level is off or absent.
         relevance_loss: sum of the posts' image-text matching losses, in training with a `relevance_loss_weight`.
+        grounding_scores: (B, W, K + 1) of every word for each region and, last, for "not shown"; `None` without the grounding
+            head, and where no post is read with an image.
         word_region_attention: (B, W, K) how a word's attention to the regions is shared among them, averaged over the
             rounds, because attention often shifts away from a region once it has been read; K = 0 without regions.
         hidden_states, attentions: of the text encoder, over its windows, when asked for.
@@ -60,6 +63,7 @@ class HamLearningModelOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
     relevance_loss: Tensor | None = None
+    grounding_scores: Tensor | None = None
 
 
 @dataclass
@@ -74,6 +78,7 @@ class HamLearningTokenClassifierOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
     relevance_loss: Tensor | None = None
+    grounding_scores: Tensor | None = None
 
 
 # Parts that the stages share
@@ -395,6 +400,8 @@ class HamLearningImageBranch(nn.Module):
             for index in range(config.num_iterations)
         )
         self.fusion_gate = HamLearningFusionGate(config)
+        if config.has_grounding:
+            self.grounding = HamLearningGrounding(config)
 
     def memories(
         self,
@@ -449,8 +456,10 @@ class HamLearningImageBranch(nn.Module):
 
     def forward(
         self, words: Tensor, word_mask: Tensor, memories: dict[str, tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-        """Stages 2 and 3: refined words (B, W, H), relevance (B, 4), word-region attention (B, W, K), cross-attentions."""
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...], Tensor | None]:
+        """Stages 2 and 3: refined words (B, W, H), relevance (B, 4), word-region attention (B, W, K), cross-attentions, and
+        with the grounding head its scores (B, W, K + 1).
+        """
         projected = self.text_projection(words)
         sentence = self.sentence(projected, word_mask)
 
@@ -480,7 +489,11 @@ class HamLearningImageBranch(nn.Module):
             cross_attentions.append(attention)
         fused = self.fusion_gate(words, projected, refined, image_relevance)
         word_region_attention = self._attention_per_region(torch.stack(cross_attentions).mean(2), memories)
-        return fused, relevance, word_region_attention, tuple(cross_attentions)
+        grounding_scores = None
+        if self.config.has_grounding:
+            region_mask = next(mask for level, (_, mask) in memories.items() if level != "global")
+            grounding_scores = self.grounding(refined, memories, region_mask)
+        return fused, relevance, word_region_attention, tuple(cross_attentions), grounding_scores
 
     @staticmethod
     def _attention_per_region(attention: Tensor, memories: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
@@ -696,7 +709,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
                 region_mask,
             )
             memories = self.image_branch.memories(**inputs)
-            fused, relevance, attention, cross_attentions = self.image_branch(words, word_mask, memories)
+            fused, relevance, attention, cross_attentions, grounding = self.image_branch(words, word_mask, memories)
             relevance_loss = None
             if self.training and self.config.use_relevance and self.config.relevance_loss_weight > 0:
                 relevance_loss = self.image_branch.matching_loss(words, word_mask, memories)
@@ -705,7 +718,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
             num_regions = region_boxes.shape[1] if region_boxes is not None else 0
             relevance = words.new_zeros(words.shape[0], len(LEVELS))
             attention = words.new_zeros(*words.shape[:2], num_regions)
-            cross_attentions = relevance_loss = None
+            cross_attentions = relevance_loss = grounding = None
 
         output = HamLearningModelOutput(
             last_hidden_state=words,
@@ -715,6 +728,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
             attentions=text.attentions if output_attentions else None,
             cross_attentions=cross_attentions if output_attentions else None,
             relevance_loss=relevance_loss,
+            grounding_scores=grounding,
         )
         return output if return_dict else output.to_tuple()
 
@@ -875,6 +889,7 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
         region_label_ids: Tensor | None = None,
         region_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        region_overlaps: Tensor | None = None,
         vision_features: Tensor | None = None,
         inputs_embeds: None = None,
         num_items_in_batch: Tensor | int | None = None,
@@ -885,9 +900,10 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
         """Emission scores (B, W, L) of every word, and the loss if labels (B, W), −100 at padding, are given.
 
         The loss is the posts' negative log-likelihood over the number of labelled words: those of this batch, or of the
-        global batch if the Trainer says how many they are. In training the weighted `relevance_loss` is part of it. An
-        orphan I-X is read as B-X. `inputs_embeds` is there for PEFT, which passes `None`. For the other arguments see
-        [`HamLearningModel.forward`].
+        global batch if the Trainer says how many they are. In training the weighted `relevance_loss` is part of it, and the
+        weighted grounding loss of the gold entities if the overlaps (B, E, K + 1) of each post's entities, in order, with its
+        regions are given; `grounding_loss` says what they hold. An orphan I-X is read as B-X. `inputs_embeds` is there for
+        PEFT, which passes `None`. For the other arguments see [`HamLearningModel.forward`].
         """
         if inputs_embeds is not None:
             raise ValueError("inputs_embeds: expected None, got a tensor; give input_ids, from which words are found")
@@ -915,6 +931,11 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
             words = (labels >= 0).sum() if num_items_in_batch is None else num_items_in_batch
             if output.relevance_loss is not None:
                 nll = nll + self.config.relevance_loss_weight * output.relevance_loss
+            if self.training and region_overlaps is not None and output.grounding_scores is not None:
+                spans = self.crf.gold_spans(labels, word_mask.bool())
+                scores = entity_scores(output.grounding_scores, spans)
+                overlaps = entity_overlaps(region_overlaps, spans)
+                nll = nll + self.config.grounding_loss_weight * grounding_loss(scores, overlaps)
             # A batch of posts without a word has a loss of 0.
             loss = nll / torch.as_tensor(words, device=nll.device).clamp(min=1)
             output = HamLearningTokenClassifierOutput(loss=loss, **output)
@@ -931,6 +952,7 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
             attentions=output.attentions,
             cross_attentions=output.cross_attentions,
             relevance_loss=output.relevance_loss,
+            grounding_scores=output.grounding_scores,
         )
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
@@ -942,6 +964,24 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
         """The best legal label ids of every post, as many as it has words; O for entities below `min_entity_score`."""
         self.crf.use_labels(self.config.label_names)
         return self.crf.decode(outputs.logits, word_mask.bool(), self.config.min_entity_score)
+
+    @torch.no_grad()
+    def ground(self, outputs: HamLearningTokenClassifierOutput, spans: Tensor) -> Tensor:
+        """What shows each entity: of each region of its post and, last, of "not shown" the probability.
+
+        Without the grounding head: how its first word's attention is shared among the regions, or 1 for "not shown" where it
+        attends none. It is the first word that decides the type; the words inside need not attend the image.
+
+        Args:
+            spans: (n, 3 or more) of post, first and last word.
+
+        Returns:
+            (n, K + 1), in fp32.
+        """
+        if outputs.grounding_scores is not None:
+            return entity_scores(outputs.grounding_scores, spans).softmax(-1)
+        attention = outputs.word_region_attention[spans[:, 0], spans[:, 1]].float()
+        return torch.cat([attention, (attention.sum(1, keepdim=True) == 0).to(attention)], dim=1)
 
 
 def _warn_of_other_labels(config: HamLearningConfig, source: str | Path, kwargs: dict):

@@ -23,7 +23,7 @@ from processors import HamLearningProcessor
 from training.collator import MnerCollator
 
 from .experiments import SECTIONS, experiments_for, load_data, photo_support
-from .measures import f1_by_group, grounding, post_counts, relevance_auc, scores_of_entities
+from .measures import f1_by_group, grounding, grounding_of_rules, post_counts, relevance_auc, scores_of_entities
 from .report import RESULTS, write_report
 from .runner import Experiment, run_pending
 
@@ -73,6 +73,8 @@ def _measure(
         }
     if experiment.section in ("relevance", "paintings", "phototweets") and levels and "own" in scored:
         measures["relevance"] = relevance_auc(model, collator, scored["own"], scored["swapped"])
+    if experiment.section == "grounding":
+        measures |= grounding_of_rules(model, processor, next(iter(scored.values())))
     if experiment.section == "text":
         measures |= scores_of_entities(model, processor, scored["valid"])
     return measures

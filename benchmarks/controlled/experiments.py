@@ -11,6 +11,7 @@ from datasets import DatasetDict, concatenate_datasets
 
 from mner_data.loading import load_splits
 from mner_data.synthetic_posts import mixed_relevance_dataset, synthetic_dataset, synthetic_splits
+from processors.region_extraction import REGION_FIELDS, AnchorRegionExtractor
 from training.arguments import NO_LEVELS
 
 from .perturbations import NOISES, another_posts, same_types, spoiled, with_images, with_unrelated_images, without_images
@@ -303,6 +304,49 @@ def photo_support() -> dict[str, int]:
     return {name: int(support) for name, support in (line.split("\t") for line in lines)}
 
 
+# Grounding: where an entity is seen, or that it is not, on synthetic posts and on real tweets with photos
+
+
+GROUNDED = {"grounding_loss_weight": 1.0}
+NOT_SHOWN_SET = "not-shown"
+# A photo's regions are those of a detector, and the anchors behind them.
+MOST_REGIONS = 24
+
+
+def _grounding_experiments(seed: int) -> Iterator[Experiment]:
+    for scenario in (*(scenario for scenario in SWITCHED_OFF if scenario != "global"), NOT_SHOWN_SET):
+        settings = _synthetic_settings(scenario)
+        model_config = settings["model_config"] | GROUNDED
+        yield Experiment("grounding", scenario, FULL, seed, settings | {"model_config": model_config})
+    photos = {
+        "text": text_encoder(),
+        **_backbone(),
+        "freeze_vision": True,
+        "image_size": 224,
+        "region_config": {"name": "precomputed", "max_regions": MOST_REGIONS},
+        "per_device_train_batch_size": 16,
+        "num_train_epochs": 5,
+        "learning_rate": 1e-4,
+        "head_learning_rate": 1e-3,
+        "warmup_steps": 0.1,
+        "weight_decay": 0.01,
+    }
+    yield Experiment("grounding", "phototweets", FULL, seed, photos | {"model_config": GROUNDED})
+    yield Experiment("grounding", "phototweets", "attention alone", seed, photos)
+
+
+def _grounding_data(data: str, seed: int) -> Splits:
+    if data != "phototweets":
+        return _levels_data(data, seed)
+    splits = load_splits(str(data_folder() / "phototweets"))[0].map(_with_anchors)
+    return splits, {"valid": splits["validation"]}
+
+
+def _with_anchors(row: dict) -> dict:
+    anchors = AnchorRegionExtractor().regions
+    return {name: [*row[name], *anchors[name]] for name in REGION_FIELDS} if row["image"] else {}
+
+
 def data_folder() -> Path:
     """The folder of the real data sets.
 
@@ -321,6 +365,7 @@ SECTIONS = {
     "text": _text_experiments,
     "paintings": _paintings_experiments,
     "phototweets": _phototweets_experiments,
+    "grounding": _grounding_experiments,
 }
 
 
@@ -345,4 +390,6 @@ def load_data(experiment: Experiment) -> Splits:
         return _text_data(experiment.data, experiment.images, experiment.seed)
     if experiment.section == "phototweets":
         return _phototweets_data(experiment.images, experiment.seed)
+    if experiment.section == "grounding":
+        return _grounding_data(experiment.data, experiment.seed)
     return _paintings_data(experiment.images, experiment.seed)
