@@ -1,4 +1,4 @@
-"""Put a trained model on the Hub: model, processor, code and card, with reference outputs to verify it by.
+"""Put a trained model on the Hub: model, processor, code, card and endpoint handler, with reference outputs to verify it by.
 
 `python -m hub_scripts.push_to_hub MODEL_DIR user/repo [--private] [--dry-run DIR]`; a dry run writes the exact repo to DIR and
 pushes nothing.
@@ -26,6 +26,8 @@ REFERENCE = "reference.json"
 NEEDED = ("config.json", "processor_config.json", "README.md")
 # The files that are copied as they are. All others are written anew from the loaded model and processor.
 COPIED = ("README.md", "curves.png")
+# What Inference Endpoints run.
+ENDPOINT = Path(__file__).with_name("endpoint")
 COMMIT_MESSAGE = "HamLearning model"
 
 
@@ -71,6 +73,8 @@ def build_repo(model_dir: str | Path, folder: str | Path, repo_id: str):
     for name in COPIED:
         if (model_dir / name).is_file():
             shutil.copyfile(model_dir / name, folder / name)
+    for name in ("handler.py", "requirements.txt"):
+        shutil.copyfile(ENDPOINT / name, folder / name)
     card = (folder / "README.md").read_text(encoding="utf-8")
     old_name = ModelCard(card).text.strip().splitlines()[0].removeprefix("# ").strip()
     (folder / "README.md").write_text(card.replace(f'model="{old_name}"', f'model="{repo_id}"'), encoding="utf-8")
