@@ -16,7 +16,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
-from transformers import pipeline
+from transformers import Pipeline, pipeline
 from transformers.utils import logging
 
 from modeling_hamlearning import HamLearningForTokenClassification
@@ -75,12 +75,30 @@ def build_repo(model_dir: str | Path, folder: str | Path, repo_id: str):
             shutil.copyfile(model_dir / name, folder / name)
     for name in ("handler.py", "requirements.txt"):
         shutil.copyfile(ENDPOINT / name, folder / name)
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    old_name = ModelCard(card).text.strip().splitlines()[0].removeprefix("# ").strip()
-    (folder / "README.md").write_text(card.replace(f'model="{old_name}"', f'model="{repo_id}"'), encoding="utf-8")
-    ModelCard.load(folder / "README.md").data.to_dict()
     ner = pipeline("mner", model=str(folder), trust_remote_code=True)
+    _complete_card(folder / "README.md", repo_id, ner)
     (folder / REFERENCE).write_text(json.dumps(ner(reference_posts()), indent=1), encoding="utf-8")
+
+
+def _complete_card(path: Path, repo_id: str, ner: Pipeline):
+    """Put the repo's name and examples of the model's output into the card."""
+    card = ModelCard.load(path)
+    old_name = card.text.strip().splitlines()[0].removeprefix("# ").strip()
+    card.text = card.text.replace(f'model="{old_name}"', f'model="{repo_id}"')
+    texts = [post["text"] for post in reference_posts()]
+    examples = [
+        {
+            "text": text,
+            "output": [
+                {"label": f"{item['word']}: {item['entity_group']}", "score": round(item["score"], 4)} for item in entities
+            ],
+        }
+        for text, entities in zip(texts, ner(texts), strict=True)
+        if entities
+    ]
+    # The Hub shows them as they stand: it does not run a model that brings its own code.
+    card.data.widget = examples or None
+    path.write_text(str(card), encoding="utf-8")
 
 
 def push_model(
