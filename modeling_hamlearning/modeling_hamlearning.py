@@ -10,6 +10,7 @@ without an image: the image branch runs on all of them, and what it computes for
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,8 @@ INPUTS = (
 CLASSIFIER_STD = 0.02
 # Relevance starts at 0.88: the image side has to learn before it can be judged.
 INITIAL_RELEVANCE_LOGIT = 2.0
+# CLIP starts at 14: a cosine of two unrelated vectors of width 256 is seldom above 0.15.
+INITIAL_RELEVANCE_LOG_SCALE = math.log(10.0)
 
 
 @dataclass
@@ -308,20 +311,25 @@ class HamLearningSemanticEncoder(nn.Module):
 
 
 class HamLearningRelevance(nn.Module):
-    """How far one level of the image has to do with the text, in (0, 1)."""
+    """How far one level of the image has to do with the text: the cosine of their vectors, as a logit.
+
+    A cosine generalises from few posts where layers on the two vectors learn the posts by heart (Radford et al. 2021, CLIP).
+    """
 
     def __init__(self, config: HamLearningConfig):
         super().__init__()
         self.norm = nn.LayerNorm(config.fusion_size)
         self.attention = HamLearningAttention(config)
-        self.inner = nn.Linear(3 * config.fusion_size, config.fusion_size)
-        self.outer = nn.Linear(config.fusion_size, 1)
+        self.sentence = nn.Linear(config.fusion_size, config.fusion_size)
+        self.dropout = nn.Dropout(config.fusion_dropout)
+        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.bias = nn.Parameter(torch.zeros(1))
 
-    def forward(self, sentence: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        """sentence (B, d), memory of one level (B, M, d) with mask (B, M) → logits (P,)."""
-        level = self.attention(sentence[:, None], self.norm(memory), mask)[0].squeeze(1)
-        features = torch.cat([sentence, level, sentence * level], dim=-1)
-        return self.outer(nn.functional.gelu(self.inner(features))).squeeze(-1)
+    def forward(self, sentences: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        """sentences (B, Q, d), memory of one level (B, M, d) with mask (B, M) → logits (B, Q)."""
+        level, _ = self.attention(sentences, self.norm(self.dropout(memory)), mask)
+        similarity = nn.functional.cosine_similarity(self.sentence(self.dropout(sentences)), level, dim=-1)
+        return self.log_scale.exp() * similarity + self.bias
 
 
 # Stage 3: iterative cross-modal learning
@@ -424,29 +432,23 @@ class HamLearningImageBranch(nn.Module):
         """Mean of the words: (B, W, d) → (B, d)."""
         return (projected * word_mask[..., None]).sum(1) / word_mask.sum(1, keepdim=True).clamp(min=1)
 
-    def matching_loss(
-        self, words: Tensor, word_mask: Tensor, memories: dict[str, tuple[Tensor, Tensor]], has_image: Tensor
-    ) -> Tensor:
+    def matching_loss(self, words: Tensor, word_mask: Tensor, memories: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
         """Image-text matching: cross-entropy of relevance against whether the image is the post's own, summed over posts.
 
-        The negative is the image of the post before it that has one. A level counts where it is present. A batch with fewer
-        than two images has no negatives and counts nothing.
+        Every post is paired with every image of the batch. Its own image counts as much as all others together. A level counts
+        where it is present, and a post with the only image of a batch counts nothing.
         """
-        num_images = has_image.sum()
-        # Posts with an image are put first, in their order; each is paired with the one before it, the first with the last.
-        order = torch.argsort(~has_image, stable=True)
-        before = order[(torch.arange(len(order), device=order.device) - 1) % num_images.clamp(min=1)]
-        neighbour = torch.zeros_like(order).index_copy(0, order, before)
-        counts = has_image & (num_images > 1)
         sentence = self.sentence(self.text_projection(words), word_mask)
+        is_own = torch.eye(len(words), device=words.device)
         loss = torch.zeros((), device=words.device)
         for relevance, (memory, mask) in zip(self.relevance, memories.values(), strict=True):
-            for posts, target in ((torch.arange(len(words), device=words.device), 1.0), (neighbour, 0.0)):
-                logits = relevance(sentence, memory[posts], mask[posts]).float()
-                present = (mask[posts].any(dim=1) & counts).to(logits.dtype)
-                loss = loss + nn.functional.binary_cross_entropy_with_logits(
-                    logits, torch.full_like(logits, target), weight=present, reduction="sum"
-                )
+            present = mask.any(dim=1)
+            logits = relevance(sentence[None].expand(len(words), -1, -1), memory, mask).float()
+            # Posts without an image take no part, so that each image is paired as often as each post.
+            pairs = (present[:, None] & present).float()
+            others = pairs * (1 - is_own)
+            weight = others / others.sum(1, keepdim=True).clamp(min=1) + is_own * others.any(1, keepdim=True)
+            loss = loss + nn.functional.binary_cross_entropy_with_logits(logits, is_own, weight=weight, reduction="sum")
         return loss
 
     def forward(
@@ -461,7 +463,11 @@ class HamLearningImageBranch(nn.Module):
         for index, (level, (memory, mask)) in enumerate(memories.items()):
             level_relevance = mask.any(dim=1).to(projected.dtype)
             if self.config.use_relevance:
-                level_relevance = self.relevance[index](sentence, memory, mask).sigmoid() * level_relevance
+                judged = self.relevance[index](sentence[:, None], memory, mask).squeeze(1).sigmoid()
+                # Where matching teaches relevance, the tagging loss does not: it would close every level before the image
+                # side has learned to read it.
+                judged = judged.detach() if self.config.relevance_loss_weight > 0 else judged
+                level_relevance = judged * level_relevance
             relevance[:, LEVELS.index(level)] = level_relevance.to(relevance.dtype)
             weights.append(level_relevance[:, None].to(projected.dtype).expand(mask.shape))
         # The image as a whole is relevant if any of its levels is.
@@ -553,7 +559,8 @@ class HamLearningPreTrainedModel(PreTrainedModel):
         if isinstance(module, HamLearningWordPooling):
             init.normal_(module.missing, std=CLASSIFIER_STD)
         elif isinstance(module, HamLearningRelevance):
-            init.constant_(module.outer.bias, INITIAL_RELEVANCE_LOGIT)
+            init.constant_(module.log_scale, INITIAL_RELEVANCE_LOG_SCALE)
+            init.constant_(module.bias, INITIAL_RELEVANCE_LOGIT)
         elif isinstance(module, HamLearningForTokenClassification):
             init.normal_(module.classifier.weight, std=CLASSIFIER_STD)
         elif isinstance(module, HamLearningTransitionScores):
@@ -696,7 +703,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
             fused, relevance, attention, cross_attentions = self.image_branch(words, word_mask, memories)
             relevance_loss = None
             if self.training and self.config.use_relevance and self.config.relevance_loss_weight > 0:
-                relevance_loss = self.image_branch.matching_loss(words, word_mask, memories, has_image)
+                relevance_loss = self.image_branch.matching_loss(words, word_mask, memories)
             words = torch.where(has_image[:, None, None], fused.to(words.dtype), words)
         else:
             num_regions = region_boxes.shape[1] if region_boxes is not None else 0
