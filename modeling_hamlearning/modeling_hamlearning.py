@@ -10,6 +10,7 @@ without an image: the image branch runs on all of them, and what it computes for
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +31,17 @@ from .pipeline_mner import MnerPipeline  # noqa: F401  (re-saving a loaded model
 from .relations import NUM_RELATIONS, spatial_relations
 
 logger = logging.get_logger(__name__)
+INPUTS = (
+    "call the model with what HamLearningProcessor returns, and tag posts with "
+    'pipeline("mner", …), not pipeline("token-classification", …)'
+)
 
 # BERT's initial standard deviation of a classifier.
 CLASSIFIER_STD = 0.02
 # Relevance starts at 0.88: the image side has to learn before it can be judged.
 INITIAL_RELEVANCE_LOGIT = 2.0
+# CLIP starts at 14: a cosine of two unrelated vectors of width 256 is seldom above 0.15.
+INITIAL_RELEVANCE_LOG_SCALE = math.log(10.0)
 
 
 @dataclass
@@ -309,20 +316,25 @@ class HamLearningSemanticEncoder(nn.Module):
 
 
 class HamLearningRelevance(nn.Module):
-    """How far one level of the image has to do with the text, in (0, 1)."""
+    """How far one level of the image has to do with the text: the cosine of their vectors, as a logit.
+
+    A cosine generalises from few posts where layers on the two vectors learn the posts by heart (Radford et al. 2021, CLIP).
+    """
 
     def __init__(self, config: HamLearningConfig):
         super().__init__()
         self.norm = nn.LayerNorm(config.fusion_size)
         self.attention = HamLearningAttention(config)
-        self.inner = nn.Linear(3 * config.fusion_size, config.fusion_size)
-        self.outer = nn.Linear(config.fusion_size, 1)
+        self.sentence = nn.Linear(config.fusion_size, config.fusion_size)
+        self.dropout = nn.Dropout(config.fusion_dropout)
+        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.bias = nn.Parameter(torch.zeros(1))
 
-    def forward(self, sentence: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        """sentence (B, d), memory of one level (B, M, d) with mask (B, M) → logits (P,)."""
-        level = self.attention(sentence[:, None], self.norm(memory), mask)[0].squeeze(1)
-        features = torch.cat([sentence, level, sentence * level], dim=-1)
-        return self.outer(nn.functional.gelu(self.inner(features))).squeeze(-1)
+    def forward(self, sentences: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        """sentences (B, Q, d), memory of one level (B, M, d) with mask (B, M) → logits (B, Q)."""
+        level, _ = self.attention(sentences, self.norm(self.dropout(memory)), mask)
+        similarity = nn.functional.cosine_similarity(self.sentence(self.dropout(sentences)), level, dim=-1)
+        return self.log_scale.exp() * similarity + self.bias
 
 
 # Stage 3: iterative cross-modal learning
@@ -427,29 +439,23 @@ class HamLearningImageBranch(nn.Module):
         """Mean of the words: (B, W, d) → (B, d)."""
         return (projected * word_mask[..., None]).sum(1) / word_mask.sum(1, keepdim=True).clamp(min=1)
 
-    def matching_loss(
-        self, words: Tensor, word_mask: Tensor, memories: dict[str, tuple[Tensor, Tensor]], has_image: Tensor
-    ) -> Tensor:
+    def matching_loss(self, words: Tensor, word_mask: Tensor, memories: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
         """Image-text matching: cross-entropy of relevance against whether the image is the post's own, summed over posts.
 
-        The negative is the image of the post before it that has one. A level counts where it is present. A batch with fewer
-        than two images has no negatives and counts nothing.
+        Every post is paired with every image of the batch. Its own image counts as much as all others together. A level counts
+        where it is present, and a post with the only image of a batch counts nothing.
         """
-        num_images = has_image.sum()
-        # Posts with an image are put first, in their order; each is paired with the one before it, the first with the last.
-        order = torch.argsort(~has_image, stable=True)
-        before = order[(torch.arange(len(order), device=order.device) - 1) % num_images.clamp(min=1)]
-        neighbour = torch.zeros_like(order).index_copy(0, order, before)
-        counts = has_image & (num_images > 1)
         sentence = self.sentence(self.text_projection(words), word_mask)
+        is_own = torch.eye(len(words), device=words.device)
         loss = torch.zeros((), device=words.device)
         for relevance, (memory, mask) in zip(self.relevance, memories.values(), strict=True):
-            for posts, target in ((torch.arange(len(words), device=words.device), 1.0), (neighbour, 0.0)):
-                logits = relevance(sentence, memory[posts], mask[posts]).float()
-                present = (mask[posts].any(dim=1) & counts).to(logits.dtype)
-                loss = loss + nn.functional.binary_cross_entropy_with_logits(
-                    logits, torch.full_like(logits, target), weight=present, reduction="sum"
-                )
+            present = mask.any(dim=1)
+            logits = relevance(sentence[None].expand(len(words), -1, -1), memory, mask).float()
+            # Posts without an image take no part, so that each image is paired as often as each post.
+            pairs = (present[:, None] & present).float()
+            others = pairs * (1 - is_own)
+            weight = others / others.sum(1, keepdim=True).clamp(min=1) + is_own * others.any(1, keepdim=True)
+            loss = loss + nn.functional.binary_cross_entropy_with_logits(logits, is_own, weight=weight, reduction="sum")
         return loss
 
     def forward(
@@ -466,7 +472,11 @@ class HamLearningImageBranch(nn.Module):
         for index, (level, (memory, mask)) in enumerate(memories.items()):
             level_relevance = mask.any(dim=1).to(projected.dtype)
             if self.config.use_relevance:
-                level_relevance = self.relevance[index](sentence, memory, mask).sigmoid() * level_relevance
+                judged = self.relevance[index](sentence[:, None], memory, mask).squeeze(1).sigmoid()
+                # Where matching teaches relevance, the tagging loss does not: it would close every level before the image
+                # side has learned to read it.
+                judged = judged.detach() if self.config.relevance_loss_weight > 0 else judged
+                level_relevance = judged * level_relevance
             relevance[:, LEVELS.index(level)] = level_relevance.to(relevance.dtype)
             weights.append(level_relevance[:, None].to(projected.dtype).expand(mask.shape))
         # The image as a whole is relevant if any of its levels is.
@@ -562,7 +572,8 @@ class HamLearningPreTrainedModel(PreTrainedModel):
         if isinstance(module, HamLearningWordPooling):
             init.normal_(module.missing, std=CLASSIFIER_STD)
         elif isinstance(module, HamLearningRelevance):
-            init.constant_(module.outer.bias, INITIAL_RELEVANCE_LOGIT)
+            init.constant_(module.log_scale, INITIAL_RELEVANCE_LOG_SCALE)
+            init.constant_(module.bias, INITIAL_RELEVANCE_LOGIT)
         elif isinstance(module, HamLearningForTokenClassification):
             init.normal_(module.classifier.weight, std=CLASSIFIER_STD)
         elif isinstance(module, HamLearningTransitionScores):
@@ -578,7 +589,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
 
     def __init__(self, config: HamLearningConfig):
         super().__init__(config)
-        self.text_encoder = AutoModel.from_config(config.text_config)
+        self.text_encoder = _text_encoder(AutoModel.from_config(config.text_config))
         if getattr(self.text_encoder, "pooler", None) is not None:
             # The pooled output is not used: it would cost time, and be an unused parameter in distributed training.
             self.text_encoder.pooler = None
@@ -681,7 +692,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if word_positions is None:
-            raise ValueError("word_positions is missing: call the model with what HamLearningProcessor returns")
+            raise ValueError(f"word_positions is missing: {INPUTS}")
         word_mask = torch.ones_like(word_positions).bool() if word_mask is None else word_mask.bool()
         words, text = self.encode_text(
             input_ids,
@@ -705,7 +716,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
             fused, relevance, attention, cross_attentions, grounding = self.image_branch(words, word_mask, memories)
             relevance_loss = None
             if self.training and self.config.use_relevance and self.config.relevance_loss_weight > 0:
-                relevance_loss = self.image_branch.matching_loss(words, word_mask, memories, has_image)
+                relevance_loss = self.image_branch.matching_loss(words, word_mask, memories)
             words = torch.where(has_image[:, None, None], fused.to(words.dtype), words)
         else:
             num_regions = region_boxes.shape[1] if region_boxes is not None else 0
@@ -845,10 +856,10 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
         )
         model = cls(model_config)
         if text_weights is not None:
-            encoder = AutoModel.from_config(model_config.text_config)
+            encoder = _text_encoder(AutoModel.from_config(model_config.text_config))
             _load_exactly(encoder, load_file(text_weights), text_weights)
         else:
-            encoder = AutoModel.from_pretrained(text, use_safetensors=True, dtype=torch.float32)
+            encoder = _text_encoder(AutoModel.from_pretrained(text, use_safetensors=True, dtype=torch.float32))
         own = model.model.text_encoder.state_dict()
         model.model.text_encoder.load_state_dict({k: v for k, v in encoder.state_dict().items() if k in own})
         model.load_vision(vision_weights, vision_pretrained)
@@ -885,6 +896,7 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
         region_overlaps: Tensor | None = None,
         vision_features: Tensor | None = None,
         inputs_embeds: None = None,
+        token_type_ids: None = None,
         num_items_in_batch: Tensor | int | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -896,8 +908,11 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
         global batch if the Trainer says how many they are. In training the weighted `relevance_loss` is part of it, and the
         weighted grounding loss of the gold entities if the overlaps (B, E, K + 1) of each post's entities, in order, with its
         regions are given; `grounding_loss` says what they hold. An orphan I-X is read as B-X. `inputs_embeds` is there for
-        PEFT, which passes `None`. For the other arguments see [`HamLearningModel.forward`].
+        PEFT, which passes `None`, and `token_type_ids` to name the pipeline that tags posts. For the other arguments see
+        [`HamLearningModel.forward`].
         """
+        if token_type_ids is not None:
+            raise ValueError(f"token_type_ids: expected None, got a tensor; {INPUTS}")
         if inputs_embeds is not None:
             raise ValueError("inputs_embeds: expected None, got a tensor; give input_ids, from which words are found")
         self.crf.use_labels(self.config.label_names)
@@ -975,6 +990,11 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
             return entity_scores(outputs.grounding_scores, spans).softmax(-1)
         attention = outputs.word_region_attention[spans[:, 0], spans[:, 1]].float()
         return torch.cat([attention, (attention.sum(1, keepdim=True) == 0).to(attention)], dim=1)
+
+
+def _text_encoder(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a text model that reads: of an encoder-decoder such as T5, its encoder."""
+    return model.get_encoder() if model.config.is_encoder_decoder else model
 
 
 def _warn_of_other_labels(config: HamLearningConfig, source: str | Path, kwargs: dict):

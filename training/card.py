@@ -36,6 +36,9 @@ def write_card(
     checkpoint: str = "checkpoint of the last epoch",
     notes: list[str] | None = None,
     is_grounded: bool = False,
+    license: str | None = None,
+    language: str | None = None,
+    dataset: str | None = None,
 ) -> Path:
     """Fill the template and write `README.md` into the model's folder.
 
@@ -47,6 +50,9 @@ def write_card(
         checkpoint: which one was scored.
         notes: sentences about the training, such as how many images could not be read.
         is_grounded: whether the model has a grounding head.
+        license: the Hub's identifier of the model's licence; "unknown" there where nobody said.
+        language: code of the posts' language.
+        dataset: the data's name on the Hub, if they lie there.
     """
     references = references or {}
     rows = {"": metrics, **{f", {name}": values for name, values in references.items()}} if metrics else {}
@@ -56,6 +62,9 @@ def write_card(
         pipeline_tag="token-classification",
         tags=["hamlearning", "multimodal", "named-entity-recognition", "mner"],
         base_model=base_models or None,
+        license=license or "unknown",
+        language=language,
+        datasets=[dataset] if dataset else None,
         model_name=model_name,
         eval_results=[
             EvalResult(

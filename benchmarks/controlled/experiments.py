@@ -26,6 +26,7 @@ SMALL_TEXT = {
 SMALL_MODEL = {"fusion_size": 128, "num_iterations": 2, "fusion_attention_heads": 4}
 ONLY_SCENE = NO_LEVELS | {"use_global": True}
 FULL, TEXT_ALONE, PLAIN, POOLED = "full model", "text alone", "plain recipe", "pooled image"
+ANOTHERS = "another post's images"
 
 
 def _backbone() -> dict[str, str]:
@@ -221,7 +222,7 @@ def _paintings_experiments(seed: int) -> Iterator[Experiment]:
     yield Experiment("paintings", "paintings", PLAIN, seed, text, baseline="plain", images="none")
     yield Experiment("paintings", "paintings", TEXT_ALONE, seed, alone, images="none", curve=True)
     yield Experiment("paintings", "paintings", FULL, seed, frozen, curve=True)
-    yield Experiment("paintings", "paintings", "another post's images", seed, frozen, images="another", curve=True)
+    yield Experiment("paintings", "paintings", ANOTHERS, seed, frozen, images="another", curve=True)
     for model, switches in LEFT_OUT.items():
         settings = frozen | {"model_config": model_config | switches}
         yield Experiment("paintings", "paintings", model, seed, settings, curve=True)
@@ -243,6 +244,64 @@ def _paintings_data(images: str, seed: int) -> Splits:
     train_images = another_posts(train["image"], seed) if images == "another" else train["image"]
     train_images = [None if index % WITHOUT_IMAGE_EVERY == 0 else image for index, image in enumerate(train_images)]
     return DatasetDict({"train": with_images(train, train_images), "validation": valid}), scored
+
+
+# Tweets with their photos, whose labels a language model made
+
+
+# Rows that carry a claim are run with five seeds, the others with three.
+MORE_SEEDS = (3, 4)
+
+
+def _phototweets_experiments(seed: int) -> Iterator[Experiment]:
+    text = {
+        "text": text_encoder(),
+        **_backbone(),
+        "per_device_train_batch_size": 16,
+        "num_train_epochs": 6,
+        "learning_rate": 1e-4,
+        "head_learning_rate": 1e-3,
+        "warmup_steps": 0.1,
+        "weight_decay": 0.01,
+        "bf16": True,
+        "use_cpu": True,
+    }
+    frozen = text | {"freeze_vision": True, "region_config": {"name": "precomputed"}}
+
+    def experiment(model: str, settings: dict = frozen, images: str = "own", **options) -> Experiment:
+        return Experiment("phototweets", "phototweets", model, seed, settings, images=images, **options)
+
+    yield experiment(TEXT_ALONE, text | {"model_config": NO_LEVELS}, "none", curve=True)
+    yield experiment(FULL, curve=True)
+    yield experiment(ANOTHERS, images="another", curve=True)
+    if seed in MORE_SEEDS:
+        return
+    yield experiment(PLAIN, text, "none", baseline="plain")
+    yield experiment(POOLED, baseline="pooled")
+    yield experiment("default regions", frozen | {"region_config": {"name": "anchors"}})
+    yield experiment("no regions", frozen | {"model_config": ONLY_SCENE})
+    for model, switches in LEFT_OUT.items():
+        yield experiment(model, frozen | {"model_config": switches})
+    if seed == 0:
+        yield experiment("backbone trained", frozen | {"freeze_vision": False, "vision_learning_rate": 1e-4})
+
+
+def _phototweets_data(images: str, seed: int) -> Splits:
+    data = load_splits(str(data_folder() / "phototweets"))[0]
+    train, valid = data["train"], data["validation"]
+    scored = {"none": without_images(valid)}
+    if images == "none":
+        return DatasetDict({"train": without_images(train), "validation": scored["none"]}), scored
+    if images == "another":
+        train = with_images(train, another_posts(train["image"], seed))
+    scored = {"own": valid, "swapped": with_images(valid, another_posts(valid["image"], seed))} | scored
+    return DatasetDict({"train": train, "validation": valid}), scored
+
+
+def photo_support() -> dict[str, int]:
+    """What a phototweet's photo has to do with its entities: 2 shows one, 1 loosely related, 0 unrelated."""
+    lines = (data_folder() / "phototweets" / "photo_support.tsv").read_text(encoding="utf-8").splitlines()
+    return {name: int(support) for name, support in (line.split("\t") for line in lines)}
 
 
 # Grounding: where an entity is seen, or that it is not, on synthetic posts and on real tweets with photos
@@ -305,6 +364,7 @@ SECTIONS = {
     "relevance": _relevance_experiments,
     "text": _text_experiments,
     "paintings": _paintings_experiments,
+    "phototweets": _phototweets_experiments,
     "grounding": _grounding_experiments,
 }
 
@@ -328,6 +388,8 @@ def load_data(experiment: Experiment) -> Splits:
         return _relevance_data(experiment.seed)
     if experiment.section == "text":
         return _text_data(experiment.data, experiment.images, experiment.seed)
+    if experiment.section == "phototweets":
+        return _phototweets_data(experiment.images, experiment.seed)
     if experiment.section == "grounding":
         return _grounding_data(experiment.data, experiment.seed)
     return _paintings_data(experiment.images, experiment.seed)

@@ -57,6 +57,57 @@ def _relevance(model: HamLearningForTokenClassification, collator: MnerCollator,
     return np.concatenate(relevance)
 
 
+@torch.no_grad()
+def post_counts(model: HamLearningForTokenClassification, collator: MnerCollator, rows: Dataset) -> list[list[int]]:
+    """Of every post, how many entities are found, predicted, and in the gold labels (posts, 3).
+
+    F1 of any posts is twice the found entities over the sum of predicted and gold ones.
+    """
+    model.eval()
+    labels, counts = dataset_labels(rows), []
+    for columns in rows.iter(BATCH_SIZE):
+        batch = collator([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
+        batch.pop("ids")
+        names = [[labels[tag] for tag in tags] for tags in columns["ner_tags"]]
+        paths = model.decode(model(**batch), batch["word_mask"])
+        for gold_names, path in zip(names, paths, strict=True):
+            gold, predicted = set(get_entities(gold_names)), set(get_entities([labels[tag] for tag in path]))
+            counts.append([len(gold & predicted), len(predicted), len(gold)])
+    return counts
+
+
+def f1_of_counts(counts: np.ndarray) -> np.ndarray:
+    """Micro F1 from the counts of `post_counts`, (…, posts, 3) → (…)."""
+    found, predicted, gold = np.moveaxis(np.asarray(counts).sum(-2), -1, 0)
+    return 2 * found / np.maximum(1, predicted + gold)
+
+
+def f1_by_group(counts: list[list[int]], groups: list[int]) -> dict[str, float]:
+    """Micro F1 of each group of posts, from the counts of `post_counts`."""
+    in_group = {group: np.array(groups) == group for group in sorted(set(groups))}
+    return {str(group): float(f1_of_counts(np.array(counts)[mask])) for group, mask in in_group.items()}
+
+
+def paired_bootstrap(counts: np.ndarray, other: np.ndarray, samples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of the difference in F1 of two models on the same posts, each trained with several seeds.
+
+    Posts are drawn with replacement, the same for both; the seeds are drawn too, since a model is one of many that the recipe
+    gives.
+
+    Args:
+        counts, other: (seeds, posts, 3) from `post_counts`.
+    """
+    generator = np.random.default_rng(seed)
+    num_seeds, num_posts = counts.shape[:2]
+    differences = []
+    for _ in range(samples):
+        posts, seeds = generator.integers(num_posts, size=num_posts), generator.integers(num_seeds, size=num_seeds)
+        means = [f1_of_counts(each[seeds][:, posts]).mean() for each in (counts, other)]
+        differences.append(means[0] - means[1])
+    low, high = np.percentile(differences, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def grounding(
     model: HamLearningForTokenClassification, processor: HamLearningProcessor, rows: Dataset, columns: dict[str, str]
 ) -> dict[str, float]:
