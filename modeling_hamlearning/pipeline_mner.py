@@ -260,6 +260,49 @@ class MnerPipeline(Pipeline):
             labels[first:end] = [f"B-{group}"] + [f"I-{group}"] * (end - first - 1)
         return labels
 
+    def to_conll(self, post: str | dict[str, Any], result: list[dict[str, Any]] | dict[str, Any]) -> str:
+        """A post's words with their BIO labels, as a file in CoNLL format has them: a word, a tab, its label, a line each."""
+        words = self._parse(post, 0)["words"]
+        labels = self.to_bio(result, len(words))
+        return "".join(f"{word}\t{label}\n" for word, label in zip(words, labels, strict=True))
+
+    @staticmethod
+    def to_spacy(doc, result: list[dict[str, Any]] | dict[str, Any]):
+        """Set the entities of a spaCy `Doc` to those of its text: `ner.to_spacy(nlp(text), ner(text))`.
+
+        An entity that ends within one of spaCy's tokens is widened to the whole token; of two that then share a token, the
+        first stays. A log line counts both.
+
+        Returns:
+            The same `Doc`.
+        """
+        spans, num_widened, num_dropped = [], 0, 0
+        for entity in _entities(result):
+            start, end = entity["start"], entity["end"]
+            span = doc.char_span(start, end, label=entity["entity_group"], alignment_mode="expand")
+            num_widened += (span.start_char, span.end_char) != (start, end)
+            if spans and span.start < spans[-1].end:
+                num_dropped += 1
+            else:
+                spans.append(span)
+        if num_widened:
+            logger.warning(f"to_spacy: {num_widened} entities were widened to spaCy's tokens, {num_dropped} of them left out")
+        doc.set_ents(spans)
+        return doc
+
+    @staticmethod
+    def to_dataframe(results: list[Any]):
+        """A pandas `DataFrame` with a row for each entity of a list of results: `post` is its post's place in the list.
+
+        Nested values have columns such as `relevance.global` and `region.box.xmin`.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_dataframe needs pandas: pip install pandas") from error
+        rows = [{"post": place} | entity for place, result in enumerate(results) for entity in _entities(result)]
+        return pandas.json_normalize(rows)
+
     def draw(
         self,
         post: str | dict[str, Any],

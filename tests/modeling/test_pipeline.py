@@ -22,6 +22,7 @@ import torch
 from datasets import Dataset, load_from_disk
 from PIL import Image
 from transformers import AutoConfig, pipeline
+from transformers.utils import logging
 
 from mner_data.synthetic_images import pure_noise
 from modeling_hamlearning import MnerPipeline
@@ -545,3 +546,31 @@ def test_nothing_of_the_host_is_loaded(ner, monkeypatch):
 
     monkeypatch.setattr(ctypes, "CDLL", refuse)
     assert isinstance(ner(TEXTS[:2]), list)
+
+
+def test_results_in_the_forms_of_others(ner, posts):
+    results = ner(posts)
+    found = [{"entity_group": "LOC", "word_start": 4, "word_end": 6}]
+    assert ner.to_conll(posts[0], found) == "Jordan\tO\nscores\tO\nagain\tO\nin\tO\nAmazon\tB-LOC\npark\tI-LOC\n"
+    assert ner.to_conll(posts[6], {"entities": [], "relevance": None}) == "New\tO\nYork\tO\nKnicks\tO\n"
+
+    table = ner.to_dataframe(results)
+    assert len(table) == sum(map(len, results)) and list(table["post"]) == sorted(table["post"])
+    assert {"entity_group", "score", "word", "start", "word_end", "relevance.global", "region.box.xmin"} <= set(table.columns)
+    assert ner.to_dataframe([]).empty
+
+
+def test_entities_of_a_spacy_doc(ner, caplog):
+    spacy = pytest.importorskip("spacy", reason="needs the extra spacy")
+    text = "Jordan scores  again in Amazon park"
+    result = ner(text)
+    doc = ner.to_spacy(spacy.blank("en")(text), result)
+    assert [(entity.start_char, entity.end_char, entity.label_) for entity in doc.ents] == [
+        (entity["start"], entity["end"], entity["entity_group"]) for entity in result
+    ] and doc.ents
+    # Entities that end within a token: both lie in "Jordan", of which the first stays.
+    parts = [result[0] | {"start": 0, "end": 3}, result[0] | {"start": 3, "end": 6}]
+    logging.enable_propagation()
+    doc = ner.to_spacy(spacy.blank("en")(text), parts)
+    logging.disable_propagation()
+    assert [entity.text for entity in doc.ents] == ["Jordan"] and "2 entities were widened" in caplog.text
