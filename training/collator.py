@@ -86,12 +86,13 @@ class MnerCollator:
         return image
 
     def _load(self, row: dict[str, Any]) -> tuple[Any, tuple[int, int] | None, torch.Tensor | None]:
+        target_size = self.processor.target_size(row.get("boxes"))
         if self.vision_cache is None:
-            image, size = load_reduced(row["image"], self.processor.target_size)
+            image, size = load_reduced(row["image"], target_size)
             return image, size, None
         feature_map, size = self.vision_cache.get(row["image"])
         if self.processor.needs_image(row.get("boxes")):
-            return load_reduced(row["image"], self.processor.target_size)[0], size, feature_map
+            return load_reduced(row["image"], target_size)[0], size, feature_map
         return size, size, feature_map
 
     def _count(self, row: dict[str, Any], is_readable: bool):

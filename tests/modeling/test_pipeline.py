@@ -118,29 +118,27 @@ def test_equal_pictures_of_a_stream_are_encoded_once(ner, posts, folder, monkeyp
     assert encoded == []
 
 
+def test_a_file_that_occurs_again_is_not_decoded_again(ner, folder, monkeypatch):
+    decoded = []
+    own = ner.processor.load_reduced_images
+    monkeypatch.setattr(ner.processor, "load_reduced_images", lambda *args, **kw: decoded.append(1) or own(*args, **kw))
+    stream = [{"text": text, "image": str(folder / "photo.png")} for text in TEXTS]
+    expected = [ner(post) for post in stream]
+    assert len(decoded) == len(stream), "a call knows nothing of the ones before"
+    decoded.clear()
+    close(ner(stream, batch_size=2, num_workers=1), expected)
+    assert len(decoded) == 1
+
+
 def test_what_is_kept_of_pictures_has_a_bound():
-    encoded = sys.modules[MnerPipeline.__module__].FeatureMapCache(max_entries=4)
-    pictures = {str(place): torch.full((1, 2, 2), float(place)) for place in range(5)}
-    seen = []
-
-    def encode(pixels):
-        seen.extend(pixels[:, 0, 0, 0].tolist())
-        return pixels
-
-    def ask(*keys):
-        found = encoded.features(list(keys), [pictures[key] for key in keys], encode)
-        assert [one[0, 0, 0].item() for one in found] == [float(key) for key in keys]
-
-    ask("0", "1", "0")
-    ask("2", "3", "0")
-    assert seen == [0, 1, 2, 3] and len(encoded.entries) == 4
-    ask("4")  # takes the place of the one that was asked for longest ago
-    ask("0", "2")
-    assert seen == [0, 1, 2, 3, 4]
-    ask("1")
-    assert seen == [0, 1, 2, 3, 4, 1] and len(encoded.entries) == 4
-    ask("0", "1", "2", "3", "4")  # a batch larger than the bound
-    assert len(encoded.entries) == 4
+    module = sys.modules[MnerPipeline.__module__]
+    cache, images = module.ImageCache(max_entries=3), [module.StreamImage((1, 1), torch.zeros(3, 1, 1)) for _ in range(4)]
+    for place in range(3):
+        assert cache.get(str(place)) is None and cache.add(str(place), images[place]) is images[place]
+    assert cache.get("0") is images[0]
+    cache.add("3", images[3])  # takes the place of the one that was asked for longest ago
+    assert [cache.get(key) for key in "0123"] == [images[0], None, images[2], images[3]]
+    assert cache.add("0", images[1]) is images[0], "two threads that open equal files share one"
 
 
 def test_generators_and_data_sets(ner, posts):
