@@ -67,7 +67,8 @@ class MnerCollator:
         labels = np.full(batch["word_mask"].shape, -100, dtype=np.int64)
         labels[batch["word_mask"].numpy()] = np.concatenate([np.asarray(row["ner_tags"], int) for row in rows])
         batch["labels"] = torch.from_numpy(labels)
-        if any("entity_boxes" in row for row in rows):
+        # A batch without an image has no regions.
+        if "region_mask" in batch and any("entity_boxes" in row for row in rows):
             batch["region_overlaps"] = _region_overlaps(rows, regions, batch["region_mask"].shape[1])
         batch["ids"] = [row["id"] for row in rows]
         return batch
