@@ -195,8 +195,9 @@ class MnerPipeline(Pipeline):
     For each post comes a list with a dict an entity: `entity_group` (its type), `score` (the probability of the whole
     span under the model), `word`, `start` and `end` (in the text of the post; a list of words counts as joined by blanks),
     `word_start` and `word_end` (the entity's words, `word_end` excluded), `relevance` (level → how far that level of the
-    image was used, 0 without an image) and `region`: the one its first word attends most, `{"box": {"xmin", "ymin", "xmax",
-    "ymax"} in pixels of the original, "label", "score"}`, or `None`.
+    image was used, 0 without an image) and `region`, `{"box": {"xmin", "ymin", "xmax", "ymax"} in pixels of the original,
+    "label", "score"}`. It is the one that shows the entity, with the `probability` of that, and `None` where "not shown" is
+    likelier. A model that was trained without a grounding loss gives the region that the entity's first word attends most.
     With `return_attention=True` also `region_attention`: every region like that, with its `attention`.
     With `return_relevance=True` a post's result is `{"entities": that list, "relevance": the post's, None without an image}`.
 
@@ -270,6 +271,49 @@ class MnerPipeline(Pipeline):
             first, end, group = entity["word_start"], entity["word_end"], entity["entity_group"]
             labels[first:end] = [f"B-{group}"] + [f"I-{group}"] * (end - first - 1)
         return labels
+
+    def to_conll(self, post: str | dict[str, Any], result: list[dict[str, Any]] | dict[str, Any]) -> str:
+        """A post's words with their BIO labels, as a file in CoNLL format has them: a word, a tab, its label, a line each."""
+        words = self._parse(post, 0)["words"]
+        labels = self.to_bio(result, len(words))
+        return "".join(f"{word}\t{label}\n" for word, label in zip(words, labels, strict=True))
+
+    @staticmethod
+    def to_spacy(doc, result: list[dict[str, Any]] | dict[str, Any]):
+        """Set the entities of a spaCy `Doc` to those of its text: `ner.to_spacy(nlp(text), ner(text))`.
+
+        An entity that ends within one of spaCy's tokens is widened to the whole token; of two that then share a token, the
+        first stays. A log line counts both.
+
+        Returns:
+            The same `Doc`.
+        """
+        spans, num_widened, num_dropped = [], 0, 0
+        for entity in _entities(result):
+            start, end = entity["start"], entity["end"]
+            span = doc.char_span(start, end, label=entity["entity_group"], alignment_mode="expand")
+            num_widened += (span.start_char, span.end_char) != (start, end)
+            if spans and span.start < spans[-1].end:
+                num_dropped += 1
+            else:
+                spans.append(span)
+        if num_widened:
+            logger.warning(f"to_spacy: {num_widened} entities were widened to spaCy's tokens, {num_dropped} of them left out")
+        doc.set_ents(spans)
+        return doc
+
+    @staticmethod
+    def to_dataframe(results: list[Any]):
+        """A pandas `DataFrame` with a row for each entity of a list of results: `post` is its post's place in the list.
+
+        Nested values have columns such as `relevance.global` and `region.box.xmin`.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_dataframe needs pandas: pip install pandas") from error
+        rows = [{"post": place} | entity for place, result in enumerate(results) for entity in _entities(result)]
+        return pandas.json_normalize(rows)
 
     def draw(
         self,
@@ -461,6 +505,7 @@ class MnerPipeline(Pipeline):
         return batch | {
             "spans": spans.tolist(),
             "scores": crf.span_probabilities(outputs.logits, mask, spans),
+            "grounding": self.model.ground(outputs, spans),
             "relevance": outputs.relevance.float(),
             "attention": outputs.word_region_attention.float(),
         }
@@ -482,14 +527,17 @@ class MnerPipeline(Pipeline):
             {level: values[column] for column, level in enumerate(LEVELS) if level in levels}
             for values in tagged["relevance"].tolist()
         ]
-        for (place, first, last, begin, _), score in zip(tagged["spans"], tagged["scores"].tolist(), strict=True):
+        for (place, first, last, begin, _), score, grounding in zip(
+            tagged["spans"], tagged["scores"].tolist(), tagged["grounding"], strict=True
+        ):
             post = tagged["posts"][place]
             start, end = post["offsets"][first][0], post["offsets"][last][1]
-            # The first word decides the type; the words inside only continue it, and need not attend the image.
             regions = self._regions(tagged, place, first)
-            # A model without the levels that use regions attends none.
-            attended = [region for region in regions if region["attention"] > 0]
-            best = max(attended, key=lambda region: region["attention"], default=None)
+            best = int(grounding.argmax())
+            is_shown = best < len(grounding) - 1
+            region = {name: value for name, value in regions[best].items() if name != "attention"} if is_shown else None
+            if region and self.model.config.has_grounding:
+                region["probability"] = float(grounding[best])
             entity = {
                 "entity_group": self.model.config.id2label[begin].partition("-")[2],
                 "score": score,
@@ -499,7 +547,7 @@ class MnerPipeline(Pipeline):
                 "word_start": first,
                 "word_end": last + 1,
                 "relevance": dict(relevance[place]),
-                "region": best and {name: value for name, value in best.items() if name != "attention"},
+                "region": region,
             }
             if return_attention:
                 entity["region_attention"] = regions

@@ -35,6 +35,10 @@ def write_card(
     references: dict[str, dict[str, Any]] | None = None,
     checkpoint: str = "checkpoint of the last epoch",
     notes: list[str] | None = None,
+    is_grounded: bool = False,
+    license: str | None = None,
+    language: str | None = None,
+    dataset: str | None = None,
 ) -> Path:
     """Fill the template and write `README.md` into the model's folder.
 
@@ -45,6 +49,10 @@ def write_card(
             with `f1` and `f1_strict`.
         checkpoint: which one was scored.
         notes: sentences about the training, such as how many images could not be read.
+        is_grounded: whether the model has a grounding head.
+        license: the Hub's identifier of the model's licence; "unknown" there where nobody said.
+        language: code of the posts' language.
+        dataset: the data's name on the Hub, if they lie there.
     """
     references = references or {}
     rows = {"": metrics, **{f", {name}": values for name, values in references.items()}} if metrics else {}
@@ -54,6 +62,9 @@ def write_card(
         pipeline_tag="token-classification",
         tags=["hamlearning", "multimodal", "named-entity-recognition", "mner"],
         base_model=base_models or None,
+        license=license or "unknown",
+        language=language,
+        datasets=[dataset] if dataset else None,
         model_name=model_name,
         eval_results=[
             EvalResult(
@@ -81,6 +92,10 @@ def write_card(
         checkpoint=checkpoint,
         types=", ".join(types),
         scores=_scores(metrics, types, references),
+        region_meaning="which region of the image shows it, or\nthat none does"
+        if is_grounded
+        else "which region of the\nimage its words attended to",
+        region_limit="takes for the entity" if is_grounded else "attended to",
         hashes="\n".join(f"- {split}: `{value}`" for split, value in data_hashes.items()) or "- generated",
         settings=yaml.safe_dump(settings, sort_keys=True, allow_unicode=True).strip(),
         notes="\n\n".join(notes or []),
@@ -121,4 +136,19 @@ def _scores(metrics: dict[str, Any], types: list[str], references: dict[str, dic
             totals = f"{default['gold_total']} / {strict['gold_total']}"
             rows.append([entity_type, f"{default['f1']:.4f}", f"{strict['f1']:.4f}", totals])
     rows += [[f"*{name}*", f"{values['f1']:.4f}", f"{values['f1_strict']:.4f}", ""] for name, values in references.items()]
-    return markdown_table(["", "F1, default seqeval", "F1, strict IOB2", "gold entities, default / strict"], rows)
+    table = markdown_table(["", "F1, default seqeval", "F1, strict IOB2", "gold entities, default / strict"], rows)
+    return f"{table}\n\n{_grounding(metrics)}" if "gmner_f1" in metrics else table
+
+
+def _grounding(metrics: dict[str, Any]) -> str:
+    gold, found = metrics["grounding_gold_total"], metrics["grounding_accuracy_total"]
+    rows = [
+        ["GMNER F1: span, type and region", f"{metrics['gmner_f1']:.4f}", gold],
+        ["EEG F1: span and region", f"{metrics['eeg_f1']:.4f}", gold],
+        ["grounding accuracy given the right span", f"{metrics['grounding_accuracy']:.4f}", found],
+    ]
+    explanation = (
+        "A region is right with an IoU of 0.5 or more with one of the entity's boxes, and no region where the image does not "
+        "show the entity. Entities without annotation are left out."
+    )
+    return f"{markdown_table(['where in the image', 'score', 'gold entities'], rows)}\n\n{explanation}"
