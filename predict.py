@@ -143,6 +143,7 @@ def _run(options: argparse.Namespace, output: Path, num_posts: int, posts: PostS
                 options.allow_urls,
                 options.batch_size,
                 posts.regions,
+                posts.folder and str(posts.folder.resolve()),
             ),
             batch_size=None,
             batch_format="pyarrow",

@@ -19,7 +19,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, List
 from transformers import EarlyStoppingCallback, set_seed
 
 from mner_data.files import OutputError, atomic_write
-from mner_data.loading import dataset_labels, load_splits
+from mner_data.loading import check_images, dataset_labels, load_splits
 from mner_data.readers import DataError
 from mner_data.synthetic_posts import synthetic_splits
 from training.arguments import NO_LEVELS, DataArguments, MnerTrainingArguments, ModelArguments, parse_arguments
@@ -244,6 +244,8 @@ def _load_data(arguments: DataArguments) -> tuple[DatasetDict, dict[str, str]]:
         data, hashes = load_splits(
             arguments.data_path, arguments.image_dir, arguments.regions_file, label_scheme=arguments.label_scheme
         )
+        if arguments.use_images:
+            check_images(data)
     limits = {
         "train": arguments.max_train_samples,
         "validation": arguments.max_eval_samples,

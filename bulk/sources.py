@@ -95,6 +95,7 @@ class PostSource:
         notes: what is read and what is not, in sentences for people.
         images: the folder of the posts' images, if there is one.
         regions: the files `regions.jsonl` beside the data.
+        folder: the folder of the data; None for data that lie elsewhere.
     """
 
     parts: Parts
@@ -102,6 +103,7 @@ class PostSource:
     notes: list[str] = field(default_factory=list)
     images: Path | None = None
     regions: tuple[str, ...] = ()
+    folder: Path | None = None
 
     def read(self) -> ray.data.Dataset:
         return ray.data.read_datasource(ArrowDatasource(self.parts), override_num_blocks=len(self.parts))
@@ -162,7 +164,8 @@ def open_data(name: str, split: str | None = None, images: Path | None = None, o
         read_regions(Path(file.path))  # an error in it is better said now than by every tagger
         source.notes.append(f"regions: {file.path}")
     fingerprint = fingerprint_of(source.fingerprint, _stats(regions))
-    return replace(source, fingerprint=fingerprint, images=images, regions=tuple(file.path for file in regions))
+    regions_files = tuple(file.path for file in regions)
+    return replace(source, fingerprint=fingerprint, images=images, regions=regions_files, folder=folder)
 
 
 def walk_files(folder: Path, skipped: Iterable[Path] = ()) -> Iterator[Path]:

@@ -17,7 +17,7 @@ from filelock import FileLock
 from transformers import pipeline
 from transformers.utils import HF_MODULES_CACHE
 
-from mner_data.images import ImageFolder
+from mner_data.images import ImageFinder
 from mner_data.readers import DataError, read_regions, replace_surrogates
 from modeling_hamlearning.configuration_hamlearning import LEVELS
 from processors import REGION_FIELDS
@@ -62,6 +62,7 @@ class Tagger:
         allow_urls: whether to fetch images that posts name by URL.
         batch_size: posts in one call of the model.
         regions: JSONL files with the regions of posts that bring none themselves.
+        data_dir: folder of the data; a post's image may be a path relative to it, such as `images/a.jpg`.
     """
 
     def __init__(
@@ -72,8 +73,9 @@ class Tagger:
         allow_urls: bool,
         batch_size: int,
         regions: Sequence[str] = (),
+        data_dir: str | None = None,
     ):
-        self.images = ImageFolder(images) if images else None
+        self.images = ImageFinder(images, data_dir)
         self.allow_urls, self.batch_size = allow_urls, batch_size
         self.regions = {post: post_regions for file in regions for post, post_regions in read_regions(Path(file)).items()}
         # transformers copies the model's code to a folder that the machine's actors share.
@@ -130,20 +132,22 @@ class Tagger:
         if isinstance(image, dict):
             image = image["bytes"] if image.get("bytes") is not None else image.get("path")
         if image is None:
-            return self.images.find(str(name)) if self.images else None
+            return self.images.find({"id": str(name)})
         if isinstance(image, bytes):
             return image
         if not isinstance(image, str):
             raise DataError(f"field image: expected bytes or the name of a file, got {type(image).__name__}")
-        if image[:8].lower().startswith(("http://", "https://")):
-            if not self.allow_urls:
-                raise DataError(f"field image: is a URL, which is fetched only with --allow_urls: {image:.200}")
+        is_url = image[:8].lower().startswith(("http://", "https://"))
+        if is_url and self.allow_urls:
             return fetch(image)
-        if self.images is None:
+        if path := self.images.find({"id": str(name), "image": image}):
+            return path
+        if is_url:
+            raise DataError(f"field image: is a URL, which is fetched only with --allow_urls: {image:.200}")
+        if not self.images.folders:
             raise DataError(f"field image: {image!r:.200} is a file, but there is no folder of images: give --images DIR")
-        if (path := self.images.find(image)) is None:
-            raise DataError(f"field image: there is no file {image!r:.200} in {self.images.folder}")
-        return path
+        folders = " or ".join(str(folder.folder) for folder in self.images.folders)
+        raise DataError(f"field image: there is no file {image!r:.200} in {folders}")
 
     def _tag(self, posts: list[dict]) -> list[tuple[dict | None, Exception | None]]:
         """Result and error of each post. Where a call fails, its halves are tried apart, down to the post that is at fault.

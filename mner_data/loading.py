@@ -47,6 +47,7 @@ from .readers import (
 
 logger = logging.getLogger(__name__)
 IDS_LISTED = 50
+ROWS_AT_ONCE = 100
 
 
 def load_splits(
@@ -190,6 +191,29 @@ def dataset_of_posts(
     if unknown := set(regions) - {post["id"] for split_posts in posts.values() for post in split_posts}:
         logger.warning("%s: the regions of %d ids are not used, no post has them: %s …", regions_file, len(unknown), min(unknown))
     return DatasetDict(splits)
+
+
+def check_images(data: DatasetDict):
+    """See that every split has images: without any, a model learns from the text alone.
+
+    Raises:
+        DataError: no post of a split has an image.
+    """
+    for split, rows in data.items():
+        images = rows.select_columns([name for name in ("image",) if name in rows.column_names])
+        if not any(map(_has_images, images.with_format("arrow").iter(ROWS_AT_ONCE))):
+            raise DataError(
+                f"{split}: none of the {len(rows):,} posts has an image that can be found. Put the images into a folder `images` "
+                "beside the posts, or name their folder with --image_dir; for a model of the text alone give --use_images false"
+            )
+
+
+def _has_images(batch: pa.Table) -> bool:
+    """Whether a row of the batch holds or names an image."""
+    if not batch.column_names:
+        return False
+    fields = (pc.struct_field(batch["image"], field) for field in ("bytes", "path"))
+    return any(field.null_count < len(field) for field in fields)
 
 
 def row_features(names: list[str], with_regions: bool) -> Features:

@@ -1,0 +1,65 @@
+"""train.py and predict.py on the posts that people have: where images are found, and what stops a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import train
+from mner_data.readers import DataError
+from tests.test_train import run
+
+CONLL = "IMGID:a\nJordan\tB-PER\nwins\tO\n\nIMGID:b\nIn\tO\nYork\tB-LOC\n"
+
+
+def write(path: Path, content: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def with_images(*images) -> str:
+    rows = ({"id": str(place), "tokens": ["York"], "labels": ["B-LOC"], "image": image} for place, image in enumerate(images))
+    return "\n".join(map(json.dumps, rows))
+
+
+WITHOUT_IMAGES = {
+    "no folder": ("train.txt", CONLL, None),
+    "all missing": ("train.txt", CONLL, "images/x.jpg"),
+    "another folder": ("train.txt", CONLL, "media/a.jpg"),
+    "URLs": ("train.jsonl", with_images("https://example.org/a.jpg", "https://example.org/b.jpg"), "images/x.jpg"),
+    "empty": ("train.jsonl", with_images("", float("nan"), None), None),
+    "wrong names": ("train.jsonl", with_images("img/a.jpg"), None),
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_IMAGES)
+def test_training_stops_when_no_image_is_found(kind, tmp_path):
+    name, content, image = WITHOUT_IMAGES[kind]
+    write(tmp_path / "data" / name, content)
+    if image:
+        (tmp_path / "data" / image).parent.mkdir()
+        Image.new("RGB", (9, 9)).save(tmp_path / "data" / image)
+    with pytest.raises(DataError, match=r"train: none of the \d posts has an image that can be found.*--use_images false"):
+        run(tmp_path / "out", "--data_path", str(tmp_path / "data"), "--do_eval", "false")
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+    with pytest.raises(DataError, match="--do_eval needs a validation split"):
+        run(tmp_path / "out", "--data_path", str(tmp_path / "data"), "--use_images", "false")
+
+
+def test_training_stops_for_a_split_without_images(tmp_path):
+    write(tmp_path / "train.jsonl", with_images("a.jpg"))
+    write(tmp_path / "dev.jsonl", with_images("b.jpg"))
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "images" / "a.jpg")
+    with pytest.raises(DataError, match="validation: none of the 1 posts"):
+        run(tmp_path / "out", "--data_path", str(tmp_path))
+    data, _ = train._load_data(train.DataArguments(data_path=str(tmp_path), use_images=False))
+    data["train"].save_to_disk(tmp_path / "saved")
+    assert train._load_data(train.DataArguments(data_path=str(tmp_path / "saved")))[0]["train"][0]["image"] is not None
+    data["validation"].save_to_disk(tmp_path / "saved without")
+    with pytest.raises(DataError, match="none of the 1 posts"):
+        train._load_data(train.DataArguments(data_path=str(tmp_path / "saved without")))
