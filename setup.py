@@ -30,6 +30,7 @@ EXTRAS = {
     "space": ["gradio[mcp]>=6.31"],
     # Ray 2.64 removes the argument that limits how often one post may end its worker.
     "bulk": ["ray[data]>=2.60,<2.64"],
+    "spacy": ["spacy>=3.8"],
     "onnx": ["onnx>=1.23", "onnxruntime>=1.32", "onnxscript>=0.7"],
     "bench": ["pytorch-crf>=0.7.2"],
 }
@@ -70,7 +71,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["bulk", "hub_scripts", "mner_data", "modeling_hamlearning", "processors", "training"],
+    packages=["bulk", "hub_scripts", "mner_data", "mner_data.readers", "modeling_hamlearning", "processors", "training"],
     py_modules=["train", "predict"],
     package_data={
         "": ["py.typed"],

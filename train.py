@@ -242,7 +242,13 @@ def _load_data(arguments: DataArguments) -> tuple[DatasetDict, dict[str, str]]:
         data, hashes = synthetic_splits(arguments.synthetic_posts), {}
     else:
         data, hashes = load_splits(
-            arguments.data_path, arguments.image_dir, arguments.regions_file, label_scheme=arguments.label_scheme
+            arguments.data_path,
+            arguments.image_dir,
+            arguments.regions_file,
+            label_scheme=arguments.label_scheme,
+            format=arguments.format,
+            columns=arguments.columns,
+            column_names=arguments.column_names,
         )
         if arguments.use_images:
             check_images(data)

@@ -6,7 +6,7 @@ import ctypes
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from transformers.utils import HF_MODULES_CACHE
 
 from mner_data.images import ImageFinder
 from mner_data.readers import DataError, read_regions, replace_surrogates
+from mner_data.readers.rows import standard_row
 from modeling_hamlearning.configuration_hamlearning import LEVELS
 from processors import REGION_FIELDS
 from processors.fetching import fetch
@@ -63,6 +64,7 @@ class Tagger:
         batch_size: posts in one call of the model.
         regions: JSONL files with the regions of posts that bring none themselves.
         data_dir: folder of the data; a post's image may be a path relative to it, such as `images/a.jpg`.
+        column_names: the fields of a line of JSON that are not called as usual, by their names in it.
     """
 
     def __init__(
@@ -74,7 +76,9 @@ class Tagger:
         batch_size: int,
         regions: Sequence[str] = (),
         data_dir: str | None = None,
+        column_names: Mapping[str, str] | None = None,
     ):
+        self.column_names = column_names or {}
         self.images = ImageFinder(images, data_dir)
         self.allow_urls, self.batch_size = allow_urls, batch_size
         self.regions = {post: post_regions for file in regions for post, post_regions in read_regions(Path(file)).items()}
@@ -93,7 +97,7 @@ class Tagger:
             A table with a row for each post: its id and `COLUMNS`. A post with an error has the entities of its text, if that
             can be tagged, and no relevance.
         """
-        rows = [_parse(row) for row in table.to_pylist()]
+        rows = [_parse(row, self.column_names) for row in table.to_pylist()]
         results: list[dict] = [{}] * len(rows)
         by_length = sorted(range(len(rows)), key=lambda place: _length(rows[place]))
         for first in range(0, len(rows), self.batch_size):
@@ -171,7 +175,7 @@ class Tagger:
             return [(result, error)]
 
 
-def _parse(row: dict) -> dict | Exception:
+def _parse(row: dict, column_names: Mapping[str, str]) -> dict | Exception:
     """The fields of a post: those of its columns, or of its line of JSON."""
     if "json" not in row:
         return row
@@ -179,6 +183,7 @@ def _parse(row: dict) -> dict | Exception:
         fields = json.loads(row["json"])
         if not isinstance(fields, dict):
             raise TypeError(f"expected an object, got {type(fields).__name__}")
+        fields = standard_row(fields, column_names)
         # A post without an id goes by its place; an id that is neither text nor a number is an error.
         wrong_id = {} if fields.get("id") is None else {"json_id": fields["id"]}
         return fields | {"id": row["id"]} | wrong_id

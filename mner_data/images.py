@@ -13,11 +13,9 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from processors import ImageError, load_image
 
-from .readers import IMAGE_SUFFIXES, DataError
+from .readers import IMAGE_SUFFIXES, LABEL_FOLDER_NAMES, DataError
 
 FOLDER_NAMES = ("images", "image", "imgs", "img", "pictures", "photos", "img_org")
-# Folders of label files alone: their images lie beside them, in the folder above.
-LABEL_FOLDER_NAMES = ("txt", "text", "labels", "annotations")
 # UMT's and RpBERT's code expects the images of `data/twitter2017` in this folder, which lies somewhere above.
 PUBLISHED_IMAGES = "IJCAI2019_data"
 _MAX_NAME_BYTES = 255

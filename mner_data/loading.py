@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,16 @@ from .images import ImageFinder, default_image_dir
 from .label_schemes import LabelSchemeError, is_bio_label, to_bio
 from .readers import (
     REGIONS_FILE,
+    SPLIT_NAMES,
     DataError,
     bio_labels,
     find_split_files,
-    log_label_files,
     read_regions,
     read_splits,
     sha256,
 )
+from .readers.rows import Notes, check_column_names, match_fields, post_of_row
+from .readers.split_files import log_label_files
 
 logger = logging.getLogger(__name__)
 IDS_LISTED = 50
@@ -51,16 +54,25 @@ ROWS_AT_ONCE = 100
 
 
 def load_splits(
-    data_path: str, image_dir: str | None = None, regions_file: str | None = None, label_scheme: str | None = None
+    data_path: str,
+    image_dir: str | None = None,
+    regions_file: str | None = None,
+    label_scheme: str | None = None,
+    format: str | None = None,
+    columns: str | None = None,
+    column_names: Mapping[str, str] | None = None,
 ) -> tuple[DatasetDict, dict[str, str]]:
     """Load the splits of a data set, and one fingerprint per split, which tells it from other data.
 
     Args:
-        data_path: a CoNLL, JSONL or parquet file, a folder with train.txt, valid.txt (or dev.txt) and test.txt, a folder saved by
-            `datasets`, or the name of a data set on the Hub.
+        data_path: a label file of any form that `readers` has, a folder with train.txt, valid.txt (or dev.txt) and test.txt,
+            or the same in another form; a parquet file, a folder saved by `datasets`, or the name of a data set on the Hub.
         image_dir: folder of the images, for label files; by default `images` beside the files, if there is one.
         regions_file: JSONL with the posts' regions, for label files; by default `regions.jsonl` beside them, if there is one.
         label_scheme: one of `label_schemes.SCHEMES`; by default it is recognised. The labels of the result are BIO.
+        format: form of the label files, one of `readers.FORMATS`; by default it is recognised.
+        columns: columns of CoNLL files, such as `word,_,label`; by default the first is the word and the last the label.
+        column_names: what columns are, by their names, where they are not the usual ones: `{"sentence_words": "tokens"}`.
 
     Returns:
         The splits train, validation and test as far as they exist, and by split the SHA-256 of the label file, or the data
@@ -71,34 +83,37 @@ def load_splits(
     """
     path = Path(data_path)
     if path.is_file() and path.suffix.lower() != ".parquet" or path.is_dir() and find_split_files(path).splits:
-        data, fingerprints = _load_label_files(path, image_dir, regions_file, label_scheme)
-    elif image_dir or regions_file:
-        raise DataError(f"{data_path}: image_dir and regions_file are for label files; the rows of a data set hold both")
+        posts, files = read_splits(path, label_scheme, format, columns, column_names)
+        data = _load_label_files(path, posts, next(iter(files.values())).parent, image_dir, regions_file)
+        fingerprints = {split: sha256(file) for split, file in files.items()}
+    elif image_dir or regions_file or format or columns:
+        raise DataError(
+            f"{data_path}: image_dir and regions_file are for label files, as are format and columns; a row of a data set holds "
+            "all that belongs to a post"
+        )
     else:
-        data, fingerprints = _load_dataset(data_path, label_scheme)
+        data, fingerprints = _load_dataset(data_path, label_scheme, column_names or {})
     _warn_of_types_in_one_split(data)
     return data, fingerprints
 
 
 def _load_label_files(
-    path: Path, image_dir: str | None, regions_file: str | None, label_scheme: str | None
-) -> tuple[DatasetDict, dict[str, str]]:
-    folder = path.parent if path.is_file() else path
+    path: Path, posts: dict[str, list[dict]], folder: Path, image_dir: str | None, regions_file: str | None
+) -> DatasetDict:
+    """The data set of the posts of label files in a folder."""
     if image_dir and not Path(image_dir).is_dir():
         raise DataError(f"image_dir: there is no folder {image_dir}")
     images = image_dir or default_image_dir(folder)
     regions_beside = folder / REGIONS_FILE
     regions = regions_file or (regions_beside if regions_beside.is_file() else None)
-    posts, files = read_splits(path, label_scheme)
     if images is None and not any("image" in post for split_posts in posts.values() for post in split_posts):
         logger.warning("%s: posts are read WITHOUT images: there is no folder %s, and no image_dir", path, folder / "images")
     elif not image_dir:
         logger.info("images from %s", images or folder)
-    data = dataset_of_posts(posts, images, regions, label_dir=folder)
-    return data, {split: sha256(file) for split, file in files.items()}
+    return dataset_of_posts(posts, images, regions, label_dir=folder)
 
 
-def _load_dataset(name: str, label_scheme: str | None) -> tuple[DatasetDict, dict[str, str]]:
+def _load_dataset(name: str, label_scheme: str | None, column_names: Mapping[str, str]) -> tuple[DatasetDict, dict[str, str]]:
     path, fingerprint = Path(name), None
     try:
         if path.is_file():
@@ -113,7 +128,15 @@ def _load_dataset(name: str, label_scheme: str | None) -> tuple[DatasetDict, dic
     except (DatasetGenerationError, pa.ArrowInvalid) as error:
         raise DataError(f"{name}: `datasets` cannot read it: {error.__cause__ or error}") from error
     data = data if isinstance(data, dict) else DatasetDict({"train": data})
-    data = DatasetDict({split: _check_columns(rows, name) for split, rows in data.items()})
+    splits = [SPLIT_NAMES.get(split.lower(), split) for split in data]
+    if len(set(splits)) < len(splits):
+        raise DataError(f"{name}: expected one split of each name, got {', '.join(data)}")
+    data = DatasetDict(
+        {
+            split: _check_columns(_standard_columns(rows, name, split, column_names), name)
+            for split, rows in zip(splits, data.values(), strict=True)
+        }
+    )
     for rows in data.values():
         _check_labels(rows, name)
         _check_paths(rows, name)
@@ -259,6 +282,35 @@ def _warn_of_types_in_one_split(data: DatasetDict):
         if len(by_split) == 1 < len(data):
             split, count = next(iter(by_split.items()))
             logger.warning("type %s: %d words, in %s only", entity_type, count, split)
+
+
+def _standard_columns(data: Dataset, name: str, split: str, column_names: Mapping[str, str]) -> Dataset:
+    """The data set with the columns `id`, `tokens`, `ner_tags` and `image`, whatever they are called in it.
+
+    Ids are numbered where there are none. Where there is a text in place of words, its words and labels are made from it.
+    Columns that are not used are named in the log.
+    """
+    check_column_names(column_names, data.column_names, f"{name}, {split}")
+    found = match_fields(data.column_names, column_names)
+    where = f"{name}, {split}"
+    if displaced := [field for field, column in found.items() if column != field and field in data.column_names]:
+        data = data.remove_columns(displaced)
+    data = data.rename_columns({column: field for field, column in found.items() if column != field})
+    if "id" not in found:
+        data = data.add_column("id", [f"{split}-{number}" for number in range(1, len(data) + 1)])
+    if "tokens" not in found and "text" in found:
+        notes = Notes()
+        fields = [column for column in ("id", "text", "ner_tags", "entities") if column in data.column_names]
+        posts = [post_of_row(row, f"{where}, post {row['id']}", "", notes) for row in data.select_columns(fields)]
+        notes.log(where)
+        if all(post["labels"] is not None for post in posts):
+            data = data.remove_columns([column for column in fields if column != "id"])
+            data = data.add_column("tokens", [post["tokens"] for post in posts], feature=List(Value("string")))
+            data = data.add_column("ner_tags", [post["labels"] for post in posts], feature=List(Value("string")))
+    used = {"id", "tokens", "ner_tags", "image", "entity_boxes", *REGION_FIELDS}
+    if unused := [column for column in data.column_names if column not in used]:
+        logger.warning("%s: these columns are not used: %s", where, ", ".join(unused))
+    return data
 
 
 def _check_columns(data: Dataset, name: str) -> Dataset:

@@ -72,6 +72,13 @@ class DataArguments:
     label_scheme: str | None = field(
         default=None, metadata={"help": "Scheme of the labels (BIO, IOB1, IO, BIOES …); recognised if unset."}
     )
+    format: str | None = field(
+        default=None, metadata={"help": "Form of label files: conll, jsonl, json, csv, spacy, mnre; recognised if unset."}
+    )
+    columns: str | None = field(default=None, metadata={"help": "Columns of CoNLL files, e.g. word,_,label."})
+    column_names: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "What columns are that have no usual name: {sentence_words: tokens}."}
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use the first posts of train only."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use the first posts of validation only."})
     max_predict_samples: int | None = field(default=None, metadata={"help": "Use the first posts of test only."})
