@@ -7,6 +7,7 @@ import re
 import unicodedata
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import PIL.Image
 from huggingface_hub.constants import HF_HUB_CACHE
@@ -18,6 +19,7 @@ from .readers import IMAGE_SUFFIXES, LABEL_FOLDER_NAMES, DataError
 FOLDER_NAMES = ("images", "image", "imgs", "img", "pictures", "photos", "img_org")
 # UMT's and RpBERT's code expects the images of `data/twitter2017` in this folder, which lies somewhere above.
 PUBLISHED_IMAGES = "IJCAI2019_data"
+LABEL_STUDIO = ("/data/upload/", "/data/local-files/")
 _MAX_NAME_BYTES = 255
 
 
@@ -164,10 +166,9 @@ class ImageFinder:
         name = post.get("image")
         if name is None:
             return self.images.find(post["id"]) if self.images else None
-        if _is_url(name):
-            # Who downloaded it will have kept the name.
-            file_name = re.split(r"[?#]", name)[0].rpartition("/")[2]
-            return self.images.find(file_name) if self.images and file_name else None
+        if _is_url(name) or name.startswith(LABEL_STUDIO):
+            names = _names_of_files(name)
+            return next((path for file in names if self.images and (path := self.images.find(file))), None)
         errors = []
         for folder in self.folders:
             try:
@@ -254,6 +255,17 @@ def _nfc(name: str) -> str:
 
 def _key(name: str) -> str:
     return _nfc(_nfc(name).casefold())
+
+
+def _names_of_files(address: str) -> list[str]:
+    """Names that the file at a web address, or in Label Studio's own folders, will have where someone has downloaded it."""
+    if address.startswith(LABEL_STUDIO[1]):
+        path = unquote(address.partition("?d=")[2])
+        return [path, path.rpartition("/")[2]] if path else []
+    name = unquote(re.split(r"[?#]", address)[0].rpartition("/")[2])
+    # Label Studio puts eight hexadecimal digits before the name of an uploaded file.
+    names = [name, re.sub(r"^[0-9a-f]{8}-", "", name)] if address.startswith(LABEL_STUDIO) else [name]
+    return [name for name in names if name]
 
 
 def _is_url(name: str) -> bool:

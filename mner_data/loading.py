@@ -29,6 +29,7 @@ from datasets import (
 from datasets.config import HF_DATASETS_CACHE
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.constants import HF_HUB_CACHE
+from seqeval.metrics.sequence_labeling import get_entities
 from tqdm.auto import tqdm
 
 from processors import REGION_FIELDS
@@ -45,7 +46,7 @@ from .readers import (
     read_splits,
     sha256,
 )
-from .readers.rows import Notes, check_column_names, match_fields, post_of_row
+from .readers.rows import Notes, check_column_names, is_missing, match_fields, post_of_row
 from .readers.split_files import log_label_files
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def _load_dataset(name: str, label_scheme: str | None, column_names: Mapping[str
         raise DataError(f"{name}: expected one split of each name, got {', '.join(data)}")
     data = DatasetDict(
         {
-            split: _check_columns(_standard_columns(rows, name, split, column_names), name)
+            split: _check_columns(_find_images(_standard_columns(rows, name, split, column_names), path), name)
             for split, rows in zip(splits, data.values(), strict=True)
         }
     )
@@ -274,14 +275,14 @@ def _warn_of_types_in_one_split(data: DatasetDict):
     counts: dict[str, dict[str, int]] = {}
     for split, rows in data.items():
         names = dataset_labels(rows)
-        for tag, count in Counter(tag for tags in rows["ner_tags"] for tag in tags).items():
-            if names[tag] != "O":
-                by_split = counts.setdefault(names[tag][2:], {})
-                by_split[split] = by_split.get(split, 0) + count
+        entities = get_entities([[names[tag] for tag in tags] for tags in rows["ner_tags"]])
+        for entity_type, count in Counter(entity_type for entity_type, _, _ in entities).items():
+            counts.setdefault(entity_type, {})[split] = count
     for entity_type, by_split in sorted(counts.items()):
         if len(by_split) == 1 < len(data):
             split, count = next(iter(by_split.items()))
-            logger.warning("type %s: %d words, in %s only", entity_type, count, split)
+            times = {1: "once", 2: "twice"}.get(count, f"{count:,} times")
+            logger.warning("type %s: %s, in %s only", entity_type, times, split)
 
 
 def _standard_columns(data: Dataset, name: str, split: str, column_names: Mapping[str, str]) -> Dataset:
@@ -311,6 +312,30 @@ def _standard_columns(data: Dataset, name: str, split: str, column_names: Mappin
     if unused := [column for column in data.column_names if column not in used]:
         logger.warning("%s: these columns are not used: %s", where, ", ".join(unused))
     return data
+
+
+def _find_images(data: Dataset, path: Path) -> Dataset:
+    """The data set of a local file or folder with the paths of the images that its rows name, as in label files.
+
+    A name that is not found stays, and is refused by `_check_paths`. pandas writes a missing image as an empty string.
+    """
+    feature = data.features.get("image")
+    if not path.exists() or not isinstance(feature, Value) or feature.dtype not in ("string", "large_string"):
+        return data
+    folder = path.parent if path.is_file() else path
+    finder = ImageFinder(default_image_dir(folder), folder)
+
+    def find(name: str | None) -> str | None:
+        if is_missing(name):
+            return None
+        try:
+            found = finder.find({"image": name})
+        except DataError:  # said by `_check_paths`, with the post
+            found = None
+        return name if found is None else str(found.absolute())
+
+    images = [find(name) for name in data["image"]]
+    return data.remove_columns("image").add_column("image", images, feature=Value("string"))
 
 
 def _check_columns(data: Dataset, name: str) -> Dataset:
@@ -389,14 +414,16 @@ def _check_labels(data: Dataset, name: str):
 
 def _check_paths(data: Dataset, name: str):
     """A row holds its image. The only files that it may name are those that `datasets` finds as the images of an image
-    folder: below the folder itself, or in the caches of downloads.
+    folder: below the folder itself, in the folder of images beside it, or in the caches of downloads.
 
     Raises:
         DataError: naming the post.
     """
     if "image" not in data.column_names:
         return
-    roots = [Path(root).resolve() for root in (name, HF_DATASETS_CACHE, HF_HUB_CACHE)]
+    folder = Path(name).parent if Path(name).is_file() else Path(name)
+    beside = default_image_dir(folder) if folder.is_dir() else None
+    roots = [Path(root).resolve() for root in (folder, beside or folder, HF_DATASETS_CACHE, HF_HUB_CACHE)]
     for batch in data.data.table.select(["id", "image"]).to_batches():
         content, path = (pc.struct_field(batch["image"], field) for field in ("bytes", "path"))
         without = pc.and_(pc.is_null(content), pc.is_valid(path))

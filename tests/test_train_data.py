@@ -11,6 +11,7 @@ from PIL import Image
 import train
 from mner_data.readers import DataError
 from tests.test_train import run
+from training.arguments import parse_arguments
 
 CONLL = "IMGID:a\nJordan\tB-PER\nwins\tO\n\nIMGID:b\nIn\tO\nYork\tB-LOC\n"
 
@@ -63,3 +64,28 @@ def test_training_stops_for_a_split_without_images(tmp_path):
     data["validation"].save_to_disk(tmp_path / "saved without")
     with pytest.raises(DataError, match="none of the 1 posts"):
         train._load_data(train.DataArguments(data_path=str(tmp_path / "saved without")))
+
+
+def test_the_form_of_the_data_is_said_on_the_command_line(tmp_path):
+    path = write(tmp_path / "train.txt", "B-LOC York x\n")
+    arguments = ["--data_path", str(path), "--use_images", "false", "--columns", "label,word,_"]
+    data, _ = train._load_data(parse_arguments(arguments)[1])
+    assert data["train"][0]["tokens"] == ["York"]
+    path = write(tmp_path / "posts.txt", json.dumps({"w": ["York"], "gold": ["B-LOC"]}))
+    arguments = ["--data_path", str(path), "--use_images", "false", "--format", "jsonl"]
+    data, _ = train._load_data(parse_arguments([*arguments, "--column_names", "{w: tokens, gold: ner_tags}"])[1])
+    assert data["train"][0]["tokens"] == ["York"] and data["train"][0]["id"] == "posts-1"
+
+
+def test_a_model_is_trained_on_an_export_of_doccano_with_images(tmp_path):
+    rows = [
+        {"text": f"{name} wins", "label": [[0, len(name), "PER"]], "image": f"images/{name}.jpg"} for name in ("Carl", "Rosa")
+    ]
+    for split in ("train", "dev"):
+        write(tmp_path / f"{split}.jsonl", "\n".join(map(json.dumps, rows)))
+    (tmp_path / "images").mkdir()
+    for name in ("CARL.JPG", "Rosa.png"):
+        Image.new("RGB", (9, 9)).save(tmp_path / "images" / name)
+    results = run(tmp_path / "out", "--data_path", str(tmp_path), "--max_steps", "1", "--save_strategy", "no",
+                  "--eval_strategy", "no", "--load_best_model_at_end", "false")  # fmt: skip
+    assert results["eval_gold_total"] == 2 and results["images_read"] > 0 and results["images_unreadable"] == 0

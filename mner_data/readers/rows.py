@@ -71,6 +71,8 @@ def standard_row(row: dict[str, Any], column_names: Mapping[str, str]) -> dict[s
     """A row with the fields of a post under their own names. What is no field stays."""
     if isinstance(row.get("data"), dict):  # a task of Label Studio
         row = row["data"] | {name: value for name, value in row.items() if name != "data"}
+        # Without annotations nobody has looked at it; one without results says that there are no entities.
+        row["annotations"] = row.get("annotations") or [{"was_cancelled": True, "result": []}]
     found = match_fields(row, column_names)
     taken = {*found.values(), *found}
     row = {name: value for name, value in row.items() if name not in taken} | {

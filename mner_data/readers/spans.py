@@ -36,7 +36,7 @@ def annotated_spans(entities: Any, text: str, where: str, notes: Notes) -> list[
             notes.add("a post has several annotations, of which the first is used", where)
         # Other results are choices or relations.
         entities = [item["value"] for item in results[0]["result"] if item.get("type", "labels") == "labels"]
-    return [_span(entity, text, where) for entity in entities]
+    return list(dict.fromkeys(_span(entity, text, where) for entity in entities))
 
 
 def words_and_labels(text: str, spans: list[Span] | None, where: str, notes: Notes) -> tuple[list[str], list[str] | None]:

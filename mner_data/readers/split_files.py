@@ -139,10 +139,10 @@ def recognise_format(path: Path) -> str:
         return "mnre"
     if suffix in JSONL_SUFFIXES:
         return "jsonl"
-    if suffix == ".json":
-        return "jsonl" if isinstance(row, dict) else "json"
     if isinstance(row, dict):
         return "jsonl"
+    if suffix == ".json" or isinstance(row, list) and row and isinstance(row[0], dict | list):
+        return "json"
     if suffix == ".csv" or is_table(first):
         return "csv"
     return "conll"

@@ -179,7 +179,7 @@ def test_types_in_one_split_alone_are_warned_of(tmp_path, caplog):
     write(tmp_path / "valid.txt", CONLL.replace("B-PER", "B-PRE"))
     write(tmp_path / "test.txt", CONLL)
     load_splits(str(tmp_path))
-    assert "type PRE: 1 words, in validation only" in caplog.text and "type PER" not in caplog.text
+    assert "type PRE: once, in validation only" in caplog.text and "type PER" not in caplog.text
     assert "type LOC" not in caplog.text
 
 
