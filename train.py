@@ -168,8 +168,10 @@ def _run(
     if training_arguments.do_predict:
         output = trainer.predict(data["test"], metric_key_prefix="test")
         results |= output.metrics | _label_hash("test", hashes.get("test"))
+        # A pair where entities have boxes: label ids, and whether the regions are right.
+        label_ids = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         if trainer.is_world_process_zero():
-            write_predictions(folder / "predictions.txt", data["test"], output.predictions, label_names)
+            write_predictions(folder / "predictions.txt", data["test"], label_ids, label_names)
     results |= trainer.image_counts()
     if results["images_unreadable"]:
         logger.warning("%d of %d times an image could not be read", results["images_unreadable"], results["images_read"])
@@ -246,6 +248,7 @@ def _load_data(arguments: DataArguments) -> tuple[DatasetDict, dict[str, str]]:
             arguments.image_dir,
             arguments.regions_file,
             label_scheme=arguments.label_scheme,
+            entity_boxes=arguments.entity_boxes,
             format=arguments.format,
             columns=arguments.columns,
             column_names=arguments.column_names,

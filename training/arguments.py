@@ -61,6 +61,10 @@ class DataArguments:
     )
     image_dir: str | None = field(default=None, metadata={"help": "Images of CoNLL posts; default: images beside them."})
     regions_file: str | None = field(default=None, metadata={"help": "JSONL of regions; default: regions.jsonl beside."})
+    entity_boxes: str | None = field(
+        default=None,
+        metadata={"help": "JSONL, or a folder of XML, with entities' boxes; default: entity_boxes.jsonl or xml beside."},
+    )
     use_images: bool = field(default=True, metadata={"help": "False: the text alone, all levels off."})
     synthetic_posts: list[int] = field(
         default_factory=lambda: [3000, 300, 300], metadata={"help": "Synthetic posts of train, validation and test."}

@@ -19,6 +19,7 @@ from .mnre import read_mnre_posts
 from .rows import Notes
 from .spacy_docs import read_spacy_posts
 from .split_files import (
+    ENTITY_BOXES_FILE,
     FORMATS,
     IMAGE_SUFFIXES,
     JSONL_SUFFIXES,
@@ -36,9 +37,9 @@ from .tables import read_table_posts
 from .text import DataError, as_text, json_lines, listed, name_and_suffix, open_label_file, replace_surrogates, sha256
 
 __all__ = [
-    "FORMATS", "IMAGE_SUFFIXES", "JSONL_SUFFIXES", "LABEL_FOLDER_NAMES", "POST_SUFFIXES", "REGIONS_FILE", "SPLIT_NAMES",
-    "DataError", "bio_labels", "find_split_files", "has_posts", "open_label_file", "read_conll", "read_posts", "read_regions",
-    "read_splits", "recognise_format", "replace_surrogates", "sha256", "split_name",
+    "ENTITY_BOXES_FILE", "FORMATS", "IMAGE_SUFFIXES", "JSONL_SUFFIXES", "LABEL_FOLDER_NAMES", "POST_SUFFIXES", "REGIONS_FILE",
+    "SPLIT_NAMES", "DataError", "bio_labels", "find_split_files", "has_posts", "open_label_file", "read_conll", "read_posts",
+    "read_regions", "read_splits", "recognise_format", "replace_surrogates", "sha256", "split_name",
 ]  # fmt: skip
 logger = logging.getLogger(__name__)
 

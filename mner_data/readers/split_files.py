@@ -33,7 +33,7 @@ POST_SUFFIXES = (*JSONL_SUFFIXES, *CONLL_SUFFIXES, *TABLE_SUFFIXES, ".json", ".s
 NOT_POSTS = (".parquet", ".arrow", ".zip", ".tar", ".xz", ".bz2", ".zst", ".xlsx", ".md")
 # All formats that `processors.load_image` opens.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".mpo")
-REGIONS_FILE = "regions.jsonl"
+REGIONS_FILE, ENTITY_BOXES_FILE = "regions.jsonl", "entity_boxes.jsonl"
 # Folders in which published data sets have their label files, beside the images.
 LABEL_FOLDER_NAMES = ("txt", "text", "labels", "annotations")
 FORMATS = ("conll", "jsonl", "json", "csv", "spacy", "mnre")
@@ -60,13 +60,13 @@ def find_split_files(folder: str | Path) -> SplitFiles:
     regard to case. A file is of a split that is its name (`train.txt`), or else a word of it (`ours_train.txt`). One that
     is named after no split is a label file if `has_posts` says so. If the folder has no splits, those of a sub-folder
     `txt` (or another of `LABEL_FOLDER_NAMES`) are taken. Hidden files, names that begin with an underscore and the
-    folder's `regions.jsonl` are left out.
+    folder's `regions.jsonl` and `entity_boxes.jsonl` are left out.
 
     Raises:
         DataError: two files are of the same split.
     """
     folder = Path(folder)
-    files = [path for path in _files_below(folder) if path != folder / REGIONS_FILE]
+    files = [path for path in _files_below(folder) if path not in (folder / REGIONS_FILE, folder / ENTITY_BOXES_FILE)]
     files = [path for path in files if name_and_suffix(path)[1] not in (*IMAGE_SUFFIXES, ".md", "")]
     splits = _splits(folder, files)
     if not splits:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -188,7 +189,9 @@ def test_kills_of_a_worker(model, synthetic, tmp_path):
 def test_ctrl_c(model, synthetic, tmp_path):
     """Ctrl-C reaches every process of the terminal's group; the run says how to go on, and does."""
     path, ids = synthetic
-    run = Run(model, path, tmp_path / "out", tmp_path / "log", start_new_session=True)
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and their children with them.
+    options = {"start_new_session": True, "preexec_fn": partial(signal.signal, signal.SIGINT, signal.SIG_DFL)}
+    run = Run(model, path, tmp_path / "out", tmp_path / "log", **options)
     run.wait_for(lambda: run.written() >= 3)
     below = run.below()
     os.killpg(run.driver.pid, signal.SIGINT)

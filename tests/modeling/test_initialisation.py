@@ -1,0 +1,57 @@
+"""At its initial weights the image side says as much as the text: a signal that starts small is not learned from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import BertConfig
+
+from modeling_hamlearning import HamLearningForTokenClassification
+from tests.tiny_model import random_batch, tiny_config
+
+NUM_POSTS = 8
+
+
+def deviations(model: HamLearningForTokenClassification) -> dict[str, float]:
+    """How far each layer's output differs from post to post, by the layer's name: its standard deviation over the posts."""
+    found: dict[str, list[float]] = {}
+
+    def keep(name: str):
+        def hook(_module, _inputs, output):
+            output = output[0] if isinstance(output, tuple) else output
+            if isinstance(output, Tensor) and output.shape[0] == NUM_POSTS:
+                found.setdefault(name, []).append(output.float().std(0).mean().item())
+
+        return hook
+
+    branch = model.model.image_branch
+    layers = {name: layer for name, layer in branch.named_modules() if name}
+    for name, layer in layers.items():
+        layer.register_forward_hook(keep(name))
+    batch = random_batch(num_posts=NUM_POSTS)
+    # Noise looks alike to a backbone with random weights; its features stand for those of photos.
+    batch["vision_features"] = torch.randn(NUM_POSTS, model.model.vision_encoder.channels[-1], 2, 2)
+    model(**batch)
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+@pytest.mark.parametrize("fusion_size", [64, 128, 256, 512])
+@torch.no_grad()
+def test_no_layer_of_the_image_side_starts_faint(fusion_size):
+    torch.manual_seed(0)
+    text = BertConfig(vocab_size=60, hidden_size=256, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512)
+    model = HamLearningForTokenClassification(tiny_config(text_config=text, fusion_size=fusion_size)).eval()
+    found = deviations(model)
+    words = found["text_projection"]
+    assert 0.3 < words < 3
+    # What a post's own image gives to its words: every layer that writes into the words or into a level's memory.
+    writes = {
+        name: found[name] / words
+        for name in found
+        if name.endswith(("attention.output", "feed_forward.outer", "spatial.output", "image_embeddings", "fusion_gate.output"))
+        and "relevance" not in name
+    }
+    assert len(writes) == 16
+    faint = {name: round(ratio, 3) for name, ratio in writes.items() if not 0.1 < ratio < 3}
+    assert not faint, faint
