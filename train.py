@@ -76,7 +76,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         if getattr(training_arguments, option):
             _require_split(data, split, f"--{option}")
     label_names = dataset_labels(next(iter(data.values())))
-    if not data_arguments.use_images:
+    if data_arguments.use_images:
+        check_images(data)
+    else:
         data = DatasetDict({split: _without_images(rows) for split, rows in data.items()})
         model_arguments.model_config = model_arguments.model_config | NO_LEVELS
     settings = run_settings(model_arguments, data_arguments, training_arguments, hashes, data, label_names)
@@ -253,8 +255,6 @@ def _load_data(arguments: DataArguments) -> tuple[DatasetDict, dict[str, str]]:
             columns=arguments.columns,
             column_names=arguments.column_names,
         )
-        if arguments.use_images:
-            check_images(data)
     limits = {
         "train": arguments.max_train_samples,
         "validation": arguments.max_eval_samples,

@@ -84,7 +84,7 @@ def test_synthetic_posts(tmp_path):
 
 @pytest.mark.slow
 def test_the_real_text_set(tmp_path, real_data):
-    one, two = on_one_and_on_two(tmp_path, 16, "--data_path", str(real_data / "twitter2017"),
+    one, two = on_one_and_on_two(tmp_path, 16, "--data_path", str(real_data / "twitter2017"), "--use_images", "false",
                                  "--tokenizer_config", "{kind: word, min_count: 2}")  # fmt: skip
     compare(one, two)
     assert one[1]["eval_num_labelled_words"] == 11_309 and one[1]["eval_gold_total"] == 1_324

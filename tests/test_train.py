@@ -268,7 +268,7 @@ def test_posts_without_a_word_can_be_trained_on(tmp_path):
         for place in range(8)
     ]
     (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    results = run(tmp_path / "out", "--data_path", str(tmp_path), "--do_eval", "false", "--max_steps", "4",
+    results = run(tmp_path / "out", "--data_path", str(tmp_path), "--do_eval", "false", "--max_steps", "4", "--use_images", "false",
                   "--per_device_train_batch_size", "2", "--eval_strategy", "no", "--save_strategy", "no")  # fmt: skip
     losses = [
         entry["loss"]
@@ -324,7 +324,18 @@ def test_a_trained_model_goes_on_training_on_other_data(trained, tmp_path):
     """Their labels have other ids: LOC and PER here, four types there."""
     folder, _ = trained
     data = conll(tmp_path, "PER")
-    steps = ("--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no", "--model", str(folder))
+    steps = (
+        "--max_steps",
+        "2",
+        "--eval_strategy",
+        "no",
+        "--save_strategy",
+        "no",
+        "--model",
+        str(folder),
+        "--use_images",
+        "false",
+    )
     results = run(tmp_path / "out", *steps, "--data_path", str(data), "--learning_rate", "1e-2")
     assert results["eval_gold_total"] == 16 and set(results["eval_per_type"]) >= {"PER", "LOC"}
     before, after = weights(folder), weights(tmp_path / "out")

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import train
+from mner_data.loading import check_images, load_splits
 from mner_data.readers import DataError
 from tests.test_train import run
 from training.arguments import parse_arguments
@@ -58,12 +59,12 @@ def test_training_stops_for_a_split_without_images(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "images" / "a.jpg")
     with pytest.raises(DataError, match="validation: none of the 1 posts"):
         run(tmp_path / "out", "--data_path", str(tmp_path))
-    data, _ = train._load_data(train.DataArguments(data_path=str(tmp_path), use_images=False))
-    data["train"].save_to_disk(tmp_path / "saved")
-    assert train._load_data(train.DataArguments(data_path=str(tmp_path / "saved")))[0]["train"][0]["image"] is not None
-    data["validation"].save_to_disk(tmp_path / "saved without")
-    with pytest.raises(DataError, match="none of the 1 posts"):
-        train._load_data(train.DataArguments(data_path=str(tmp_path / "saved without")))
+    data, _ = load_splits(str(tmp_path))
+    for split in data:
+        data[split].save_to_disk(tmp_path / split)
+    check_images(load_splits(str(tmp_path / "train"))[0])
+    with pytest.raises(DataError, match="train: none of the 1 posts"):
+        run(tmp_path / "out", "--data_path", str(tmp_path / "validation"), "--do_eval", "false")
 
 
 def test_the_form_of_the_data_is_said_on_the_command_line(tmp_path):
