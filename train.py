@@ -343,11 +343,19 @@ def _write_card(
         metrics=metrics if "f1" in metrics else {},
         settings={name: arguments[name] for name in CARD_SETTINGS} | encoders,
         labels=label_names,
-        base_models=[base] if "/" in base and not Path(base).exists() else [],
+        base_models=[base] if _on_the_hub(base) else [],
         references=references | reference_scores,
         checkpoint="checkpoint with the best F1 there" if is_best else "checkpoint of the last epoch",
         notes=notes,
+        license=data_arguments.license,
+        language=data_arguments.language,
+        dataset=_on_the_hub(data_arguments.data_path),
     )
+
+
+def _on_the_hub(name: str) -> str | None:
+    """The name if it is a repo's on the Hub, not a path of this machine."""
+    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
 
 
 def _with_prefix(results: dict[str, Any], prefix: str) -> dict[str, Any]:

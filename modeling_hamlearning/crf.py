@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+# With more labels than this, sums and maxima over all pairs of them are taken in ways that cost less and give the same.
+FEW_LABELS = 64
 
 
 def _bio(label: str) -> tuple[str, str]:
@@ -14,7 +19,8 @@ def _bio(label: str) -> tuple[str, str]:
 
 def bio_constraints(label_names: list[str]) -> dict[str, Tensor]:
     """What BIO allows, in fp32: 0 for a label that may start a post (L,) or follow another (L, L), −inf otherwise: I-X
-    comes only after B-X or I-X; and the label that begins what a label belongs to (L,): B-X for I-X, itself otherwise.
+    comes only after B-X or I-X; and the labels that begin and continue what a label belongs to, (L,) each: B-X for I-X and
+    I-X for B-X, where there is one, itself otherwise.
     """
     labels = [_bio(label) for label in label_names]
     for prefix, kind in labels:
@@ -23,10 +29,12 @@ def bio_constraints(label_names: list[str]) -> dict[str, Tensor]:
     may_start = torch.tensor([prefix != "I" for prefix, _ in labels])
     may_follow = torch.tensor([[to[0] != "I" or (source[0] != "O" and source[1] == to[1]) for to in labels] for source in labels])
     begin = [labels.index(("B", kind)) if prefix == "I" else place for place, (prefix, kind) in enumerate(labels)]
+    inside = [labels.index(("I", kind)) if ("I", kind) in labels else place for place, (_, kind) in enumerate(labels)]
     return {
         "start_constraint": torch.zeros(len(labels)).masked_fill(~may_start, -torch.inf),
         "transition_constraint": torch.zeros(len(labels), len(labels)).masked_fill(~may_follow, -torch.inf),
         "begin": torch.tensor(begin, dtype=torch.float32),
+        "inside": torch.tensor(inside, dtype=torch.float32),
     }
 
 
@@ -131,14 +139,75 @@ class HamLearningCRF(nn.Module):
             return emissions.float().sum((1, 2))  # 0, with a gradient to it
         start, transitions, end = self._scores()
         emissions = emissions.float()
+        sum_sources = self._sum_sources(transitions)
         alpha = start + emissions[:, 0]
         for step in range(1, emissions.shape[1]):
-            alpha = torch.where(mask[:, step, None], self._advance(alpha, transitions, emissions[:, step]), alpha)
+            alpha = torch.where(mask[:, step, None], sum_sources(alpha) + emissions[:, step], alpha)
         return torch.logsumexp(alpha + end, dim=1).where(mask.any(1), 0)
 
-    @staticmethod
-    def _advance(alpha: Tensor, transitions: Tensor, emissions: Tensor) -> Tensor:
-        return torch.logsumexp(alpha[:, :, None] + transitions, dim=1) + emissions
+    def _is_inside(self) -> Tensor:
+        """(L,) whether a label is an I-X."""
+        return self.begin != torch.arange(len(self.begin), device=self.begin.device)
+
+    def _sum_sources(self, transitions: Tensor) -> Callable[[Tensor], Tensor]:
+        """The step of the forward sums: scores (B, L) to the log-sum over the labels before of score and transition (B, L).
+
+        With many labels, what may follow any label is summed by a product of matrices. In fp64, and less the highest score, no
+        sum of it vanishes: the label with that score is in each. I-X comes after B-X and I-X alone, which are summed directly.
+        """
+        if len(transitions) <= FEW_LABELS:
+            return lambda scores: torch.logsumexp(scores[:, :, None] + transitions, dim=1)
+        is_inside, begin = self._is_inside(), self.begin.long()
+        factors = transitions.masked_fill(is_inside, 0).double().exp()
+        entering, staying = transitions.gather(0, begin[None]).squeeze(0), transitions.diagonal()
+
+        def step(scores: Tensor) -> Tensor:
+            highest = scores.detach().amax(1, keepdim=True)
+            from_all = ((scores - highest).double().exp() @ factors).log().to(scores.dtype) + highest
+            return torch.where(is_inside, torch.logaddexp(scores[:, begin] + entering, scores + staying), from_all)
+
+        return step
+
+    def _sum_targets(self, transitions: Tensor) -> Callable[[Tensor], Tensor]:
+        """The step of the backward sums, the same over the labels after: fp64, (B, L) to (B, L)."""
+        if len(transitions) <= FEW_LABELS:
+            return lambda scores: torch.logsumexp(transitions + scores[:, None, :], dim=2)
+        is_inside, inside = self._is_inside(), self.inside.long()
+        factors = transitions.masked_fill(is_inside, 0).exp().T
+        continuing = transitions.gather(1, inside[:, None]).squeeze(1).masked_fill(~is_inside[inside], -torch.inf)
+
+        def step(scores: Tensor) -> Tensor:
+            others = scores.masked_fill(is_inside, -torch.inf)
+            highest = others.amax(1, keepdim=True)
+            to_others = ((others - highest).exp() @ factors).log() + highest
+            return torch.logaddexp(to_others, scores[:, inside] + continuing)
+
+        return step
+
+    def _best_sources(self, transitions: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """The step of Viterbi's algorithm: scores (B, L) to the best sum of score and transition (B, L), and the label before.
+
+        With many labels, those are left out whose score is so much below the highest one that no transition makes up for it.
+        """
+        if len(transitions) <= FEW_LABELS:
+            return lambda scores: (scores[:, :, None] + transitions).max(dim=1)
+        is_inside, begin = self._is_inside(), self.begin.long()
+        to_others = transitions[:, ~is_inside]
+        # A little more, for sums are rounded.
+        reach = (to_others.amax(0) - to_others.amin(0)).amax() + 1e-2
+        own = torch.arange(len(begin), device=begin.device)
+        first, second = torch.minimum(begin, own), torch.maximum(begin, own)
+
+        def step(scores: Tensor) -> tuple[Tensor, Tensor]:
+            count = (scores >= scores.amax(1, keepdim=True) - reach).sum(1).amax()
+            # In the order of their ids, so that of equal sums the first wins whatever the rest of the batch is.
+            sources = scores.topk(int(count), dim=1).indices.sort(dim=1).values
+            best, place = (scores.gather(1, sources)[:, :, None] + transitions[sources]).max(dim=1)
+            of_first, of_second = (scores[:, label] + transitions[label, own] for label in (first, second))
+            best_inside, source_inside = torch.maximum(of_first, of_second), torch.where(of_first >= of_second, first, second)
+            return torch.where(is_inside, best_inside, best), torch.where(is_inside, source_inside, sources.gather(1, place))
+
+        return step
 
     def decode(self, emissions: Tensor, mask: Tensor, min_probability: float = 0.0) -> list[list[int]]:
         """Best legal path of every post (Viterbi), less its entities of a lower probability: label ids, as many as the
@@ -152,9 +221,9 @@ class HamLearningCRF(nn.Module):
             return [[] for _ in range(batch_size)]
         start, transitions, end = self._scores()
         best = start + emissions[:, 0].float()
-        pointers = []
+        pointers, best_sources = [], self._best_sources(transitions)
         for step in range(1, num_words):
-            scores, source = (best[:, :, None] + transitions).max(dim=1)
+            scores, source = best_sources(best)
             here = mask[:, step, None]
             best = torch.where(here, scores + emissions[:, step].float(), best)
             # Past its last word a post points to itself, so that the way back starts at its own end.
@@ -183,11 +252,10 @@ class HamLearningCRF(nn.Module):
         """Entities of legal paths (B, W), in the order of the text, as `span_probabilities` takes them: (n, 5)."""
         labels = [_bio(label) for label in self.label_names]
         begins, insides = (torch.tensor([p == wanted for p, _ in labels], device=paths.device) for wanted in "BI")
-        inside = [labels.index(("I", kind)) if ("I", kind) in labels else place for place, (_, kind) in enumerate(labels)]
         begin, goes_on = begins[paths] & mask, insides[paths] & mask
         end = (begin | goes_on) & ~nn.functional.pad(goes_on, (0, 1))[:, 1:]
         (post, first), last, label = begin.nonzero().unbind(1), end.nonzero()[:, 1], paths[begin]
-        return torch.stack([post, first, last, label, torch.tensor(inside, device=paths.device)[label]], dim=1)
+        return torch.stack([post, first, last, label, self.inside.long()[label]], dim=1)
 
     def gold_spans(self, labels: Tensor, mask: Tensor) -> Tensor:
         """Entities of gold labels (B, W), an orphan I-X read as B-X and −100 as no label: as `spans` returns them."""
@@ -201,13 +269,14 @@ class HamLearningCRF(nn.Module):
         """
         start, transitions, end = (scores.double() for scores in self._scores())
         emissions = emissions.double()
+        sum_sources, sum_targets = self._sum_sources(transitions), self._sum_targets(transitions)
         alpha = [start + emissions[:, 0]]
         for step in range(1, emissions.shape[1]):
-            new = self._advance(alpha[-1], transitions, emissions[:, step])
+            new = sum_sources(alpha[-1]) + emissions[:, step]
             alpha.append(torch.where(mask[:, step, None], new, alpha[-1]))
         beta = [end.expand_as(alpha[0])]
         for step in range(emissions.shape[1] - 1, 0, -1):
-            new = torch.logsumexp(transitions + (emissions[:, step] + beta[-1])[:, None, :], dim=2)
+            new = sum_targets(emissions[:, step] + beta[-1])
             beta.append(torch.where(mask[:, step, None], new, beta[-1]))
         return torch.stack(alpha, 1), torch.stack(beta[::-1], 1), torch.logsumexp(alpha[-1] + end, dim=1)
 

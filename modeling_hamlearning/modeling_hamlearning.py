@@ -31,6 +31,10 @@ from .pipeline_mner import MnerPipeline  # noqa: F401  (re-saving a loaded model
 from .relations import NUM_RELATIONS, spatial_relations
 
 logger = logging.get_logger(__name__)
+INPUTS = (
+    "call the model with what HamLearningProcessor returns, and tag posts with "
+    'pipeline("mner", …), not pipeline("token-classification", …)'
+)
 
 # BERT's initial standard deviation of a classifier.
 CLASSIFIER_STD = 0.02
@@ -585,7 +589,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
 
     def __init__(self, config: HamLearningConfig):
         super().__init__(config)
-        self.text_encoder = AutoModel.from_config(config.text_config)
+        self.text_encoder = _text_encoder(AutoModel.from_config(config.text_config))
         if getattr(self.text_encoder, "pooler", None) is not None:
             # The pooled output is not used: it would cost time, and be an unused parameter in distributed training.
             self.text_encoder.pooler = None
@@ -688,7 +692,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if word_positions is None:
-            raise ValueError("word_positions is missing: call the model with what HamLearningProcessor returns")
+            raise ValueError(f"word_positions is missing: {INPUTS}")
         word_mask = torch.ones_like(word_positions).bool() if word_mask is None else word_mask.bool()
         words, text = self.encode_text(
             input_ids,
@@ -852,10 +856,10 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
         )
         model = cls(model_config)
         if text_weights is not None:
-            encoder = AutoModel.from_config(model_config.text_config)
+            encoder = _text_encoder(AutoModel.from_config(model_config.text_config))
             _load_exactly(encoder, load_file(text_weights), text_weights)
         else:
-            encoder = AutoModel.from_pretrained(text, use_safetensors=True, dtype=torch.float32)
+            encoder = _text_encoder(AutoModel.from_pretrained(text, use_safetensors=True, dtype=torch.float32))
         own = model.model.text_encoder.state_dict()
         model.model.text_encoder.load_state_dict({k: v for k, v in encoder.state_dict().items() if k in own})
         model.load_vision(vision_weights, vision_pretrained)
@@ -892,6 +896,7 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
         region_overlaps: Tensor | None = None,
         vision_features: Tensor | None = None,
         inputs_embeds: None = None,
+        token_type_ids: None = None,
         num_items_in_batch: Tensor | int | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -903,8 +908,11 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
         global batch if the Trainer says how many they are. In training the weighted `relevance_loss` is part of it, and the
         weighted grounding loss of the gold entities if the overlaps (B, E, K + 1) of each post's entities, in order, with its
         regions are given; `grounding_loss` says what they hold. An orphan I-X is read as B-X. `inputs_embeds` is there for
-        PEFT, which passes `None`. For the other arguments see [`HamLearningModel.forward`].
+        PEFT, which passes `None`, and `token_type_ids` to name the pipeline that tags posts. For the other arguments see
+        [`HamLearningModel.forward`].
         """
+        if token_type_ids is not None:
+            raise ValueError(f"token_type_ids: expected None, got a tensor; {INPUTS}")
         if inputs_embeds is not None:
             raise ValueError("inputs_embeds: expected None, got a tensor; give input_ids, from which words are found")
         self.crf.use_labels(self.config.label_names)
@@ -982,6 +990,11 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
             return entity_scores(outputs.grounding_scores, spans).softmax(-1)
         attention = outputs.word_region_attention[spans[:, 0], spans[:, 1]].float()
         return torch.cat([attention, (attention.sum(1, keepdim=True) == 0).to(attention)], dim=1)
+
+
+def _text_encoder(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a text model that reads: of an encoder-decoder such as T5, its encoder."""
+    return model.get_encoder() if model.config.is_encoder_decoder else model
 
 
 def _warn_of_other_labels(config: HamLearningConfig, source: str | Path, kwargs: dict):

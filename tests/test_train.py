@@ -268,8 +268,9 @@ def test_posts_without_a_word_can_be_trained_on(tmp_path):
         for place in range(8)
     ]
     (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    results = run(tmp_path / "out", "--data_path", str(tmp_path), "--do_eval", "false", "--max_steps", "4", "--use_images", "false",
-                  "--per_device_train_batch_size", "2", "--eval_strategy", "no", "--save_strategy", "no")  # fmt: skip
+    results = run(tmp_path / "out", "--data_path", str(tmp_path), "--do_eval", "false", "--max_steps", "4",
+                  "--use_images", "false", "--per_device_train_batch_size", "2", "--eval_strategy", "no",
+                  "--save_strategy", "no")  # fmt: skip
     losses = [
         entry["loss"]
         for entry in json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]

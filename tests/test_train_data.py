@@ -15,6 +15,7 @@ from tests.test_train import run
 from training.arguments import parse_arguments
 
 CONLL = "IMGID:a\nJordan\tB-PER\nwins\tO\n\nIMGID:b\nIn\tO\nYork\tB-LOC\n"
+WITHOUT_EVALUATION = ("--do_eval", "false", "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false")
 
 
 def write(path: Path, content: str) -> Path:
@@ -46,7 +47,7 @@ def test_training_stops_when_no_image_is_found(kind, tmp_path):
         (tmp_path / "data" / image).parent.mkdir()
         Image.new("RGB", (9, 9)).save(tmp_path / "data" / image)
     with pytest.raises(DataError, match=r"train: none of the \d posts has an image that can be found.*--use_images false"):
-        run(tmp_path / "out", "--data_path", str(tmp_path / "data"), "--do_eval", "false")
+        run(tmp_path / "out", "--data_path", str(tmp_path / "data"), *WITHOUT_EVALUATION)
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
     with pytest.raises(DataError, match="--do_eval needs a validation split"):
         run(tmp_path / "out", "--data_path", str(tmp_path / "data"), "--use_images", "false")
@@ -64,7 +65,7 @@ def test_training_stops_for_a_split_without_images(tmp_path):
         data[split].save_to_disk(tmp_path / split)
     check_images(load_splits(str(tmp_path / "train"))[0])
     with pytest.raises(DataError, match="train: none of the 1 posts"):
-        run(tmp_path / "out", "--data_path", str(tmp_path / "validation"), "--do_eval", "false")
+        run(tmp_path / "out", "--data_path", str(tmp_path / "validation"), *WITHOUT_EVALUATION)
 
 
 def test_the_form_of_the_data_is_said_on_the_command_line(tmp_path):
@@ -87,6 +88,5 @@ def test_a_model_is_trained_on_an_export_of_doccano_with_images(tmp_path):
     (tmp_path / "images").mkdir()
     for name in ("CARL.JPG", "Rosa.png"):
         Image.new("RGB", (9, 9)).save(tmp_path / "images" / name)
-    results = run(tmp_path / "out", "--data_path", str(tmp_path), "--max_steps", "1", "--save_strategy", "no",
-                  "--eval_strategy", "no", "--load_best_model_at_end", "false")  # fmt: skip
+    results = run(tmp_path / "out", "--data_path", str(tmp_path), "--max_steps", "1", *WITHOUT_EVALUATION[2:])
     assert results["eval_gold_total"] == 2 and results["images_read"] > 0 and results["images_unreadable"] == 0

@@ -73,6 +73,10 @@ class DataArguments:
         default=None,
         metadata={"help": 'Rows of other runs for the card: a JSON file {"name": {"f1": …, "f1_strict": …}}.'},
     )
+    license: str | None = field(
+        default=None, metadata={"help": "Licence of the model for its card, as the Hub names it, e.g. apache-2.0."}
+    )
+    language: str | None = field(default=None, metadata={"help": "Code of the posts' language for the card, e.g. en."})
     label_scheme: str | None = field(
         default=None, metadata={"help": "Scheme of the labels (BIO, IOB1, IO, BIOES …); recognised if unset."}
     )

@@ -35,6 +35,9 @@ def write_card(
     references: dict[str, dict[str, Any]] | None = None,
     checkpoint: str = "checkpoint of the last epoch",
     notes: list[str] | None = None,
+    license: str | None = None,
+    language: str | None = None,
+    dataset: str | None = None,
 ) -> Path:
     """Fill the template and write `README.md` into the model's folder.
 
@@ -45,6 +48,9 @@ def write_card(
             with `f1` and `f1_strict`.
         checkpoint: which one was scored.
         notes: sentences about the training, such as how many images could not be read.
+        license: the Hub's identifier of the model's licence; "unknown" there where nobody said.
+        language: code of the posts' language.
+        dataset: the data's name on the Hub, if they lie there.
     """
     references = references or {}
     rows = {"": metrics, **{f", {name}": values for name, values in references.items()}} if metrics else {}
@@ -54,6 +60,9 @@ def write_card(
         pipeline_tag="token-classification",
         tags=["hamlearning", "multimodal", "named-entity-recognition", "mner"],
         base_model=base_models or None,
+        license=license or "unknown",
+        language=language,
+        datasets=[dataset] if dataset else None,
         model_name=model_name,
         eval_results=[
             EvalResult(

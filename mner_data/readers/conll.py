@@ -59,9 +59,10 @@ def read_conll_posts(path: Path, columns: str | None, notes: Notes, name: str) -
         raise DataError(f"{path}: expected posts, each with a word a line, got none")
     names = _column_names(posts, columns, path)
     for post in posts:
-        values = dict(zip(names, zip(*post.pop("fields"), strict=True), strict=True)) or {"word": (), "label": ()}
-        post["tokens"] = list(values["word"])
-        post["labels"] = list(values["label"]) if "label" in names else None
+        fields = post.pop("fields")
+        values = {column: [word[place] for word in fields] for place, column in enumerate(names)}
+        post["tokens"] = values["word"]
+        post["labels"] = values.get("label")
         for field in ("id", "image"):
             if values.get(field):
                 post[field] = values[field][0]

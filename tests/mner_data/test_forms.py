@@ -323,6 +323,13 @@ def test_files_without_ids_number_their_posts(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_post_may_have_no_word(tmp_path):
+    path = write(tmp_path / "train.txt", "IMGID:a\nIMGID:b\n\nCarl\tB-PER\nIMGID:c\n")
+    assert [(post["id"], post["tokens"], post["labels"]) for post in read_posts(path)] == [
+        ("a", [], []), ("b", ["Carl"], ["B-PER"]), ("c", [], []),
+    ]  # fmt: skip
+
+
 def test_columns_are_chosen_and_named(tmp_path, caplog):
     path = write(tmp_path / "train.txt", "B-PER\tCarl\tNN\ta.jpg\nO\twon\tVB\ta.jpg\n")
     with pytest.raises(DataError, match=r"line 1, label: expected O, .*, got 'a.jpg'"):

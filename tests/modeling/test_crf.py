@@ -10,10 +10,17 @@ from seqeval.metrics.sequence_labeling import get_entities
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from modeling_hamlearning import crf as crf_module
 from modeling_hamlearning.crf import HamLearningCRF
 
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 CASES = [(labels, words) for labels in (["O", "B-X", "I-X"], LABELS, ["I-X", "B-X", "O", "POS"]) for words in (1, 2, 4)]
+
+
+@pytest.fixture(autouse=True, params=[64, 0], ids=["few labels", "many labels"])
+def few_labels(request, monkeypatch):
+    """Every test holds for the ways that many labels take as well."""
+    monkeypatch.setattr(crf_module, "FEW_LABELS", request.param)
 
 
 def make_crf(labels: list[str], seed: int = 0, scale: float = 2.0, learned: bool = True) -> HamLearningCRF:
@@ -249,3 +256,50 @@ def test_probabilities_hold_over_long_posts():
     torch.testing.assert_close(marginals.sum(-1), torch.ones(2, 500), rtol=0, atol=1e-5)
     spans = torch.tensor([[0, place, place, 1, 2] for place in range(500)])
     assert (crf.span_probabilities(emissions, mask, spans) <= marginals[0, :, 1] + 1e-5).all()
+
+
+def test_many_labels_give_what_few_give(monkeypatch):
+    """Sums, their gradients, paths and probabilities of 300 types, the ways for many labels beside those for few."""
+    labels = ["O", *(f"{prefix}-T{place}" for place in range(300) for prefix in "IB")]
+    emissions, gold = make_emissions(3, 7, len(labels)), torch.arange(0, 42, 2).reshape(3, 7)
+    mask = torch.arange(7) < torch.tensor([[7], [3], [1]])
+    results = []
+    for few in (10_000, 64):
+        monkeypatch.setattr(crf_module, "FEW_LABELS", few)
+        crf, scores = make_crf(labels), emissions.clone().requires_grad_()
+        loss = crf(scores, gold, mask)
+        loss.sum().backward()
+        paths = crf.decode(emissions, mask)
+        spans = torch.tensor([[0, 1, 2, 4, 3], [0, 0, 0, 2, 1], [1, 0, 1, 10, 9]])
+        gradients = [scores.grad, *(parameter.grad for parameter in crf.parameters())]
+        results.append([loss, *gradients, crf.marginals(emissions, mask), crf.span_probabilities(emissions, mask, spans)])
+        results[-1].append(torch.tensor(sum(paths, [])))
+    for of_few, of_many in zip(*results, strict=True):
+        torch.testing.assert_close(of_many, of_few, rtol=1e-5, atol=1e-5)
+
+
+def test_equal_paths_are_told_apart_alike_whatever_the_rest_of_the_batch_is():
+    """All paths of the first post are equal; the second post's scores leave more labels to look at."""
+    crf = make_crf(LABELS, scale=0.0)
+    emissions = torch.cat([torch.zeros(1, 5, 5), make_emissions(1, 5, 5)])
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    assert crf.decode(emissions, mask)[0] == crf.decode(emissions[:1], mask[:1])[0] == [0] * 5
+
+
+def test_a_thousand_types_are_trained_and_decoded_without_a_table_of_pairs_for_each_word():
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            result = function(*arguments, **(keywords or {}))
+            sizes.extend(one.numel() for one in tree_leaves(result) if isinstance(one, torch.Tensor))
+            return result
+
+    crf = HamLearningCRF(["O", *(f"{prefix}-T{place}" for place in range(1000) for prefix in "BI")])
+    emissions, mask = make_emissions(8, 20, 2001).requires_grad_(), torch.ones(8, 20, dtype=torch.bool)
+    if crf_module.FEW_LABELS:
+        with Sizes():
+            crf(emissions, torch.zeros(8, 20, dtype=torch.long), mask).sum().backward()
+            crf.decode(emissions, mask)
+        # The table of all pairs is there once, not once a post.
+        assert max(sizes) <= 2001**2
