@@ -98,7 +98,7 @@ def test_versions_agree(setup_arguments):
 
 def test_every_package_is_typed_and_installed(setup_arguments):
     packages = set(setup_arguments["packages"])
-    assert all((ROOT / package / "py.typed").is_file() for package in packages)
+    assert all((ROOT / package.replace(".", "/") / "py.typed").is_file() for package in packages)
     imported = {Path(name).parts[0] for name in git_files() if name.endswith(".py") and len(Path(name).parts) == 2}
     assert imported - packages == {"benchmarks", "examples", "tests"}
     modules = {Path(name).stem for name in git_files() if name.endswith(".py") and len(Path(name).parts) == 1}
