@@ -112,14 +112,17 @@ def _check_image_size(model: HamLearningForTokenClassification, arguments: Model
     """Refuse a size of images that the backbone cannot read: some transformers read one only."""
     if not model.config.levels:
         return
-    size = arguments.image_size
+    size, encoder = arguments.image_size, model.model.vision_encoder
+    is_training = encoder.training
+    encoder.eval()  # in training an image would enter the statistics of batch normalisation
     try:
         with torch.no_grad():
-            model.get_image_features(torch.zeros(1, 3, size, size))
+            encoder(torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError, ValueError) as error:
         pretrained = timm.get_pretrained_cfg(arguments.vision)
         own = f"; it was made for {pretrained.input_size[1]}" if pretrained else ""
         raise ValueError(f"image_size: {arguments.vision} cannot read images of {size} x {size} pixels{own}: {error}") from error
+    encoder.train(is_training)
 
 
 def load_trained(arguments: ModelArguments) -> tuple[HamLearningForTokenClassification, HamLearningProcessor]:
