@@ -28,6 +28,7 @@ COMMANDS = {
     "hamlearning-push",
     "hamlearning-verify",
     "hamlearning-export-onnx",
+    "hamlearning-compare-runs",
 }
 
 
@@ -73,7 +74,7 @@ def test_pre_commit_runs_the_tools_of_setup_py(setup_arguments):
 
 def test_the_lowest_versions_are_exact(setup_arguments):
     extras = setup_arguments["extras_require"]
-    optional = [requirement for name in ("space", "bulk", "onnx", "bench") for requirement in extras[name]]
+    optional = [requirement for name in ("space", "bulk", "onnx", "bench", "lora", "search") for requirement in extras[name]]
     bounds, lowest = by_name(setup_arguments["install_requires"] + optional), by_name(extras["lowest"])
     assert set(lowest) == set(bounds)
     for name, requirement in lowest.items():

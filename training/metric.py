@@ -112,7 +112,9 @@ class ComputeMnerMetrics:
         predictions, references = self.predictions, self.references
         self.predictions, self.references = [], []
         result = self.metric.compute(predictions=predictions, references=references, label_sha256=self.label_sha256)
-        return result | {"num_labelled_words": sum(map(len, references))}
+        # Each type's F1 by its own name, for `metric_for_best_model`.
+        by_type = {f"f1_{kind}": scores["f1"] for kind, scores in result["per_type"].items()}
+        return by_type | result | {"num_labelled_words": sum(map(len, references))}
 
 
 def _to_cpu(ids: Any) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import ClassLabel
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import Trainer
@@ -20,6 +21,7 @@ from modeling_hamlearning.crf import padded_paths
 from .arguments import MnerTrainingArguments, check_supported
 from .checkpoints import explain_write_errors, rotate, write_contents
 from .collator import MnerCollator
+from .labels import match_labels
 from .metric import ComputeMnerMetrics
 
 # A parameter belongs to the first part whose pattern matches its name.
@@ -63,6 +65,7 @@ class MnerTrainer(Trainer):
 
     Raises:
         ValueError: an option that this Trainer does not support.
+        DataError: the model lacks a label that a data set uses. Others are matched by name.
 
     Example:
         >>> data, _ = load_splits("my_data")
@@ -97,6 +100,8 @@ class MnerTrainer(Trainer):
             data_collator = MnerCollator(processing_class)
         if compute_metrics is None and model is not None:
             compute_metrics = ComputeMnerMetrics(model.config.label_names)
+        train_dataset = _with_labels_of(model, train_dataset, "train_dataset")
+        eval_dataset = _with_labels_of(model, eval_dataset, "eval_dataset")
         if isinstance(eval_dataset, dict):
             _check_best_metric(args, list(eval_dataset))
         super().__init__(
@@ -175,10 +180,12 @@ class MnerTrainer(Trainer):
             self.args.dataloader_drop_last = drop_last
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        eval_dataset = _with_labels_of(self.model, eval_dataset, "eval_dataset")
         with self._every_post():
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
+        test_dataset = _with_labels_of(self.model, test_dataset, "test_dataset")
         with self._every_post():
             return super().get_test_dataloader(test_dataset)
 
@@ -305,6 +312,17 @@ class MnerTrainer(Trainer):
         word_mask = inputs["word_mask"]
         paths = self.accelerator.unwrap_model(model).decode(outputs, word_mask)
         return loss, padded_paths(paths, word_mask, padding=-100), labels
+
+
+def _with_labels_of(model: nn.Module | None, rows, where: str):
+    """Rows with the model's label ids, where both have names for them; see [`match_labels`]."""
+    if isinstance(rows, dict):
+        return {name: _with_labels_of(model, one, f"{where} {name}") for name, one in rows.items()}
+    tags = (getattr(rows, "features", None) or {}).get("ner_tags")
+    names = getattr(getattr(model, "config", None), "label_names", None)
+    if names is None or not isinstance(getattr(tags, "feature", None), ClassLabel):
+        return rows
+    return match_labels(rows, names, where)
 
 
 def _lengths(rows, column: str) -> list[int]:
