@@ -8,6 +8,8 @@ from setuptools.command.build_py import build_py
 REQUIRED = [
     "accelerate>=1.10.1",
     "datasets>=4.4.2",
+    # BERTweet reads emoji by their names.
+    "emoji>=2.16",
     "evaluate>=0.4.6",
     "filelock>=3.16",
     "huggingface-hub>=1.16",
@@ -15,8 +17,11 @@ REQUIRED = [
     "matplotlib>=3.9",
     "numpy>=2.0.2",
     "pillow>=11.3",
+    # DeBERTa-v3, XLM-R and T5 are stored with the vocabularies of sentencepiece.
+    "protobuf>=6.33",
     "pyyaml>=6.0.1",
     "scipy>=1.13.1",
+    "sentencepiece>=0.2.3",
     "seqeval>=1.2.2",
     # Earlier ones load a Swin backbone with wrong masks or position indices.
     "timm>=1.0.31",
@@ -25,11 +30,14 @@ REQUIRED = [
     "tqdm>=4.67",
     "transformers>=5.10.4,<6",
 ]
-# What not everyone needs: the demo page, bulk tagging, ONNX, the models that the benchmarks compare with, adapters, search.
+# What not everyone needs: the demo page, bulk tagging, serving, spaCy, ONNX, the models that the benchmarks compare with,
+# low-rank adapters, the search for hyperparameters.
 EXTRAS = {
     "space": ["gradio[mcp]>=6.31"],
     # Ray 2.64 removes the argument that limits how often one post may end its worker.
     "bulk": ["ray[data]>=2.60,<2.64"],
+    "serve": ["fastapi>=0.165", "fastapi-offline>=1.7.7", "uvicorn>=0.54"],
+    "spacy": ["spacy>=3.8.18"],
     "onnx": ["onnx>=1.23", "onnxruntime>=1.32", "onnxscript>=0.7"],
     "bench": ["pytorch-crf>=0.7.2"],
     "lora": ["peft>=0.21"],
@@ -72,16 +80,17 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=["bulk", "hub_scripts", "mner_data", "modeling_hamlearning", "processors", "training"],
-    py_modules=["train", "predict"],
+    py_modules=["train", "predict", "serve"],
     package_data={
         "": ["py.typed"],
-        "hub_scripts": ["space/*.py", "space/*.md", "space/*.txt", "space/examples/*"],
+        "hub_scripts": ["endpoint/*.py", "endpoint/*.txt", "space/*.py", "space/*.md", "space/*.txt", "space/examples/*"],
     },
     cmdclass={"build_py": BuildWithCardTemplate},
     entry_points={
         "console_scripts": [
             "hamlearning-train = train:cli",
             "hamlearning-predict = predict:cli",
+            "hamlearning-serve = serve:cli",
             "hamlearning-prepare-dataset = hub_scripts.prepare_dataset:cli",
             "hamlearning-push = hub_scripts.push_to_hub:cli",
             "hamlearning-verify = hub_scripts.verify_repo:cli",

@@ -221,8 +221,10 @@ def _run(
     if training_arguments.do_predict:
         output = trainer.predict(data["test"], metric_key_prefix="test")
         results |= output.metrics | _label_hash("test", hashes.get("test"))
+        # A pair where entities have boxes: label ids, and whether the regions are right.
+        label_ids = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         if trainer.is_world_process_zero():
-            write_predictions(folder / "predictions.txt", data["test"], output.predictions, label_names)
+            write_predictions(folder / "predictions.txt", data["test"], label_ids, label_names)
         _save_results(trainer, results)
         results |= _report(trainer, data["test"], "test", "test", results, label_names)
     results |= trainer.image_counts()
@@ -297,7 +299,7 @@ def _load_data(arguments: DataArguments) -> tuple[DatasetDict, dict[str, str]]:
         data, hashes = synthetic_splits(arguments.synthetic_posts), {}
     else:
         data, hashes = load_splits(
-            arguments.data_path, arguments.image_dir, arguments.regions_file, label_scheme=arguments.label_scheme
+            arguments.data_path, arguments.image_dir, arguments.regions_file, arguments.label_scheme, arguments.entity_boxes
         )
     limits = {
         "train": arguments.max_train_samples,
@@ -440,13 +442,21 @@ def _write_card(
         metrics=metrics if "f1" in metrics else {},
         settings={name: arguments[name] for name in CARD_SETTINGS} | encoders,
         labels=label_names,
-        base_models=[base] if "/" in base and not Path(base).exists() else [],
+        base_models=[base] if _on_the_hub(base) else [],
         references=references | reference_scores,
         checkpoint="checkpoint with the best F1 there" if is_best else "checkpoint of the last epoch",
         notes=notes,
         test_metrics=_with_prefix(results, "test_") if "test_f1" in results else None,
         confusion=confusion_markdown(results["eval_confusion"]) if "eval_confusion" in results else "",
+        license=data_arguments.license,
+        language=data_arguments.language,
+        dataset=_on_the_hub(data_arguments.data_path),
     )
+
+
+def _on_the_hub(name: str) -> str | None:
+    """The name if it is a repo's on the Hub, not a path of this machine."""
+    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
 
 
 def _with_prefix(results: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ REGION = pa.struct(
         ("box", pa.struct([(side, pa.float32()) for side in ("xmin", "ymin", "xmax", "ymax")])),
         ("label", pa.string()),
         ("score", pa.float32()),
+        ("probability", pa.float32()),
     ]
 )
 ENTITY = pa.struct(

@@ -26,13 +26,14 @@ from modeling_hamlearning import (
     HamLearningOnnxConfig,
     HamLearningOnnxForTokenClassification,
 )
+from modeling_hamlearning.grounding import ABSENT_SCORE
 from modeling_hamlearning.onnx_hamlearning import TAGGER_FILE, VISION_FILE
 from processors import HamLearningProcessor
 
 OPSET = 20
 # How many numbers along a matrix row share one scale, and onnxruntime's code for 8-bit by 8-bit products.
 BLOCK_SIZE, INT8_ACCURACY_LEVEL = 128, 4
-OUTPUTS = ["logits", "relevance", "word_region_attention"]
+OUTPUTS, GROUNDING_OUTPUT = ["logits", "relevance", "word_region_attention"], "grounding_scores"
 # A protobuf file holds no more.
 MAX_BYTES = 2**31
 
@@ -59,8 +60,10 @@ class TaggerGraph(nn.Module):
         region_boxes: Tensor,
         region_label_ids: Tensor,
         region_mask: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Emissions (B, W, L), relevance (B, levels) and word-region attention (B, W, K); inputs as in the model's `forward`."""
+    ) -> tuple[Tensor, ...]:
+        """Emissions (B, W, L), relevance (B, levels), word-region attention (B, W, K) and, with a grounding head, its scores
+        (B, W, K + 1); inputs as in the model's `forward`.
+        """
         # A window that is all padding is encoded too; no word position points into it.
         hidden = self.head.model.text_encoder(
             input_ids=input_ids.flatten(0, 1), attention_mask=attention_mask.flatten(0, 1)
@@ -78,17 +81,23 @@ class TaggerGraph(nn.Module):
 
         image_inputs = word_mask, vision_features, image_sizes, region_boxes, region_label_ids, region_mask
         if self.head.config.levels:
-            fused, relevance, attention = torch.cond(
+            fused, relevance, attention, *grounding = torch.cond(
                 has_image.any(), self._with_image, self._without_image, (words, *image_inputs)
             )
             words = torch.where(has_image[:, None, None], fused, words)
             relevance = relevance * has_image[:, None]
             attention = attention * has_image[:, None, None]
         else:
-            _, relevance, attention = self._without_image(words, *image_inputs)
-        return self.head.classifier(words)[:, :-1], relevance, attention[:, :-1, :-1]
+            _, relevance, attention, *grounding = self._without_image(words, *image_inputs)
+        outputs = [self.head.classifier(words)[:, :-1], relevance, attention[:, :-1, :-1]]
+        for scores in grounding:
+            # The region that was added stands before the last column, which is that of "not shown".
+            scores = torch.cat([scores[:, :-1, :-2], scores[:, :-1, -1:]], dim=2)
+            is_region = torch.arange(scores.shape[2], device=scores.device) < scores.shape[2] - 1
+            outputs.append(scores.masked_fill(~has_image[:, None, None] & is_region, ABSENT_SCORE))
+        return tuple(outputs)
 
-    def _with_image(self, words: Tensor, word_mask: Tensor, *image_inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _with_image(self, words: Tensor, word_mask: Tensor, *image_inputs: Tensor) -> tuple[Tensor, ...]:
         vision_features, image_sizes, region_boxes, region_label_ids, region_mask = image_inputs
         # As if every post had an image: what comes out for one without is replaced in `forward`.
         has_image = torch.ones(len(words), dtype=torch.bool, device=words.device)
@@ -96,15 +105,20 @@ class TaggerGraph(nn.Module):
             has_image, vision_features, image_sizes, region_boxes, region_label_ids, region_mask
         )
         memories = self.head.model.image_branch.memories(**inputs)
-        return self.head.model.image_branch(words, word_mask, memories)[:3]
+        fused, relevance, attention, _, grounding = self.head.model.image_branch(words, word_mask, memories)
+        return (fused, relevance, attention) if grounding is None else (fused, relevance, attention, grounding)
 
-    def _without_image(self, words: Tensor, word_mask: Tensor, *image_inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _without_image(self, words: Tensor, word_mask: Tensor, *image_inputs: Tensor) -> tuple[Tensor, ...]:
         num_posts, num_words = word_mask.shape
-        return (
+        num_regions = image_inputs[-1].shape[1]
+        nothing = (
             words.clone(),
             words.new_zeros(num_posts, len(LEVELS)),
-            words.new_zeros(num_posts, num_words, image_inputs[-1].shape[1]),
+            words.new_zeros(num_posts, num_words, num_regions),
         )
+        if not self.head.config.has_grounding:
+            return nothing
+        return *nothing, words.new_zeros(num_posts, num_words, num_regions + 1)
 
 
 class VisionGraph(nn.Module):
@@ -145,7 +159,8 @@ def export(model_dir: str | Path, folder: str | Path):
         channels = model.model.vision_encoder.channels[-1]
         # Otherwise the exporter would write these weights to the other graph as well, which does not use them.
         del model.model.vision_encoder
-    _write(TaggerGraph(model), _example(channels), folder / TAGGER_FILE, OUTPUTS)
+    outputs = [*OUTPUTS, GROUNDING_OUTPUT] if model.config.has_grounding else OUTPUTS
+    _write(TaggerGraph(model), _example(channels), folder / TAGGER_FILE, outputs)
 
 
 def quantize(folder: str | Path):

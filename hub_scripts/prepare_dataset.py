@@ -8,6 +8,7 @@ parquet files with a card. An interrupted run continues with the same command: f
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import sys
@@ -22,6 +23,7 @@ from huggingface_hub import DatasetCardData, HfApi
 from seqeval.metrics.sequence_labeling import get_entities
 from tqdm.auto import tqdm
 
+from mner_data.entity_boxes import find_entity_boxes, read_entity_boxes
 from mner_data.files import OutputError, atomic_write, markdown_table, reserve_output_dir
 from mner_data.images import ImageFinder, default_image_dir
 from mner_data.loading import row_features
@@ -37,6 +39,10 @@ from processors.region_extraction import (
 ROWS_PER_SHARD = 256
 # Readers of data folders skip names with an underscore.
 SETTINGS_FILE, MISSING_FOLDER = "_prepare.json", "_missing"
+ENTITY_BOXES_NOTE = (
+    " `entity_boxes` holds for\neach entity in order the boxes that show it: none where the image does not show it, null where "
+    "nobody looked."
+)
 CARD = Template("""---
 $metadata
 ---
@@ -44,7 +50,7 @@ $metadata
 # $name
 
 Posts with named entities and, where a post has one, its image. A row holds `id`, `tokens`, `ner_tags`, `image` and the
-regions of the image as `boxes` (x1, y1, x2, y2 in [0, 1]), `box_labels`, `box_scores`.
+regions of the image as `boxes` (x1, y1, x2, y2 in [0, 1]), `box_labels`, `box_scores`.$entity_boxes
 
 $counts
 
@@ -86,6 +92,12 @@ def main(arguments: list[str] | None = None) -> Path:
     if (options.regions or "").endswith(".jsonl") and Path(options.regions).is_file():
         # A file of the same name with other regions makes another data set.
         settings["regions_file"] = sha256(options.regions)
+    boxes_source = Path(options.entity_boxes) if options.entity_boxes else find_entity_boxes(label_dir)
+    boxes = None
+    if boxes_source is not None:
+        boxes = read_entity_boxes(boxes_source, [post for split_posts in posts.values() for post in split_posts])
+        settings["entity_boxes"] = hashlib.sha256(json.dumps(boxes, sort_keys=True).encode()).hexdigest()
+        posts = {split: [post | {"entity_boxes": boxes.get(post["id"])} for post in part] for split, part in posts.items()}
     with reserve_output_dir(output, settings, settings_file=SETTINGS_FILE, overwrite=options.overwrite, clear=_clear):
         for split, path in files.items():
             print(f"{split}: {len(posts[split]):,} posts of {path}")
@@ -121,6 +133,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="folder of the data set")
     parser.add_argument(
         "--regions", help="grid, a region_config as YAML, e.g. '{name: object-detection, model: …}', or a JSONL file"
+    )
+    parser.add_argument(
+        "--entity_boxes", help="JSONL or a folder of XML with each entity's boxes; by default entity_boxes.jsonl or xml/ beside"
     )
     parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run wrote to --output")
     parser.add_argument("--push", help="user/repo on the Hub")
@@ -158,7 +173,8 @@ def prepare_split(
     folder.mkdir(parents=True, exist_ok=True)
     (folder.parent / MISSING_FOLDER).mkdir(exist_ok=True)
     starts = range(0, len(posts), ROWS_PER_SHARD)
-    features = Features(row_features(names, with_regions=True) | {"image": Image()})
+    with_boxes = any("entity_boxes" in post for post in posts)
+    features = Features(row_features(names, with_regions=True, with_entity_boxes=with_boxes) | {"image": Image()})
     missing = []
     for shard, start in enumerate(tqdm(starts, desc=f"{split}: shards of {ROWS_PER_SHARD} posts")):
         path = folder / f"{split}-{shard:05d}-of-{len(starts):05d}.parquet"
@@ -193,6 +209,8 @@ def _columns(posts: list[dict], images: ImageFinder, extract: Callable[..., list
     }
     for name in REGION_FIELDS:
         columns[name] = [regions.get(index, no_regions())[name] for index in range(len(posts))]
+    if any("entity_boxes" in post for post in posts):
+        columns["entity_boxes"] = [post["entity_boxes"] for post in posts]
     return columns, missing
 
 
@@ -219,6 +237,7 @@ def write_card(output: Path, posts: dict, files: dict, names: list[str], setting
     card = CARD.substitute(
         metadata=metadata.to_yaml().strip(),
         name=output.name,
+        entity_boxes=ENTITY_BOXES_NOTE if "entity_boxes" in settings else "",
         counts=markdown_table(["split", "posts", "words", "entities", *types, "orphan I- tags"], counts),
         files="\n".join(f"- {split}: `{path.name}`, SHA-256 `{sha256(path)}`" for split, path in files.items()),
         regions=f"Extractor: {Path(settings['regions']).name}." if settings["regions"] else "None were prepared.",

@@ -1,4 +1,4 @@
-"""Put a trained model on the Hub: model, processor, code and card, with reference outputs to verify it by.
+"""Put a trained model on the Hub: model, processor, code, card and endpoint handler, with reference outputs to verify it by.
 
 `python -m hub_scripts.push_to_hub MODEL_DIR user/repo [--private] [--dry-run DIR]`; a dry run writes the exact repo to DIR and
 pushes nothing.
@@ -16,7 +16,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
-from transformers import pipeline
+from transformers import Pipeline, pipeline
 from transformers.utils import logging
 
 from modeling_hamlearning import HamLearningForTokenClassification
@@ -26,6 +26,8 @@ REFERENCE = "reference.json"
 NEEDED = ("config.json", "processor_config.json", "README.md")
 # The files that are copied as they are. All others are written anew from the loaded model and processor.
 COPIED = ("README.md", "curves.png", "confusion.png")
+# What Inference Endpoints run.
+ENDPOINT = Path(__file__).with_name("endpoint")
 COMMIT_MESSAGE = "HamLearning model"
 
 
@@ -71,12 +73,32 @@ def build_repo(model_dir: str | Path, folder: str | Path, repo_id: str):
     for name in COPIED:
         if (model_dir / name).is_file():
             shutil.copyfile(model_dir / name, folder / name)
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    old_name = ModelCard(card).text.strip().splitlines()[0].removeprefix("# ").strip()
-    (folder / "README.md").write_text(card.replace(f'model="{old_name}"', f'model="{repo_id}"'), encoding="utf-8")
-    ModelCard.load(folder / "README.md").data.to_dict()
+    for name in ("handler.py", "requirements.txt"):
+        shutil.copyfile(ENDPOINT / name, folder / name)
     ner = pipeline("mner", model=str(folder), trust_remote_code=True)
+    _complete_card(folder / "README.md", repo_id, ner)
     (folder / REFERENCE).write_text(json.dumps(ner(reference_posts()), indent=1), encoding="utf-8")
+
+
+def _complete_card(path: Path, repo_id: str, ner: Pipeline):
+    """Put the repo's name and examples of the model's output into the card."""
+    card = ModelCard.load(path)
+    old_name = card.text.strip().splitlines()[0].removeprefix("# ").strip()
+    card.text = card.text.replace(f'model="{old_name}"', f'model="{repo_id}"')
+    texts = [post["text"] for post in reference_posts()]
+    examples = [
+        {
+            "text": text,
+            "output": [
+                {"label": f"{item['word']}: {item['entity_group']}", "score": round(item["score"], 4)} for item in entities
+            ],
+        }
+        for text, entities in zip(texts, ner(texts), strict=True)
+        if entities
+    ]
+    # The Hub shows them as they stand: it does not run a model that brings its own code.
+    card.data.widget = examples or None
+    path.write_text(str(card), encoding="utf-8")
 
 
 def push_model(

@@ -41,7 +41,9 @@ from .stranger import PROJECT
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
 ABSOLUTE_PATH = re.compile(r"(?<![\w:/.~])/(?:home|root|tmp|work|Users|mnt|data|var|opt|srv|scratch)/[\w./-]+")
-NEEDED = ("config.json", "processor_config.json", "tokenizer.json", "README.md")
+NEEDED = ("config.json", "processor_config.json", "README.md")
+# A fast tokenizer's file, or that of one that is not, such as BERTweet's.
+TOKENIZERS = ("tokenizer.json", "vocab.txt")
 PLAIN_FILES = "plain files only"
 STEPS = ("config", "model", "head", "processor", "pipeline")
 TIMEOUT_SECONDS = 600
@@ -170,6 +172,8 @@ def _irregular_files(folder: Path) -> str | None:
 
 def _missing_files(folder: Path) -> str | None:
     missing = [name for name in NEEDED if not (folder / name).is_file()]
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        missing.append(TOKENIZERS[0])
     if not any(folder.glob("*.safetensors")):
         missing.append("*.safetensors")
     return _join(missing)

@@ -1,6 +1,7 @@
 """Data sets: label files with a folder of images, or any data set of the Hub with the same rows.
 
-A row is `{"id", "tokens", "ner_tags", "image"}` and, where regions are prepared, `"boxes"`, `"box_labels"`, `"box_scores"`.
+A row is `{"id", "tokens", "ner_tags", "image"}`, where regions are prepared also `"boxes"`, `"box_labels"`, `"box_scores"`, and
+where it is annotated what shows each entity, `"entity_boxes"`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from tqdm.auto import tqdm
 
 from processors import REGION_FIELDS
 
+from .entity_boxes import check_rows, find_entity_boxes, read_entity_boxes
 from .images import ImageFinder, default_image_dir
 from .label_schemes import LabelSchemeError, is_bio_label, to_bio
 from .readers import (
@@ -50,7 +52,11 @@ IDS_LISTED = 50
 
 
 def load_splits(
-    data_path: str, image_dir: str | None = None, regions_file: str | None = None, label_scheme: str | None = None
+    data_path: str,
+    image_dir: str | None = None,
+    regions_file: str | None = None,
+    label_scheme: str | None = None,
+    entity_boxes: str | None = None,
 ) -> tuple[DatasetDict, dict[str, str]]:
     """Load the splits of a data set, and one fingerprint per split, which tells it from other data.
 
@@ -60,6 +66,8 @@ def load_splits(
         image_dir: folder of the images, for label files; by default `images` beside the files, if there is one.
         regions_file: JSONL with the posts' regions, for label files; by default `regions.jsonl` beside them, if there is one.
         label_scheme: one of `label_schemes.SCHEMES`; by default it is recognised. The labels of the result are BIO.
+        entity_boxes: JSONL or a folder of XML with the boxes of the entities, for label files; by default what
+            `find_entity_boxes` finds beside them.
 
     Returns:
         The splits train, validation and test as far as they exist, and by split the SHA-256 of the label file, or the data
@@ -70,9 +78,11 @@ def load_splits(
     """
     path = Path(data_path)
     if path.is_file() and path.suffix.lower() != ".parquet" or path.is_dir() and find_split_files(path).splits:
-        data, fingerprints = _load_label_files(path, image_dir, regions_file, label_scheme)
-    elif image_dir or regions_file:
-        raise DataError(f"{data_path}: image_dir and regions_file are for label files; the rows of a data set hold both")
+        data, fingerprints = _load_label_files(path, image_dir, regions_file, label_scheme, entity_boxes)
+    elif image_dir or regions_file or entity_boxes:
+        raise DataError(
+            f"{data_path}: image_dir, regions_file and entity_boxes are for label files; the rows of a data set hold all three"
+        )
     else:
         data, fingerprints = _load_dataset(data_path, label_scheme)
     _warn_of_types_in_one_split(data)
@@ -80,7 +90,7 @@ def load_splits(
 
 
 def _load_label_files(
-    path: Path, image_dir: str | None, regions_file: str | None, label_scheme: str | None
+    path: Path, image_dir: str | None, regions_file: str | None, label_scheme: str | None, entity_boxes: str | None
 ) -> tuple[DatasetDict, dict[str, str]]:
     folder = path.parent if path.is_file() else path
     if image_dir and not Path(image_dir).is_dir():
@@ -93,7 +103,8 @@ def _load_label_files(
         logger.warning("%s: posts are read WITHOUT images: there is no folder %s, and no image_dir", path, folder / "images")
     elif not image_dir:
         logger.info("images from %s", images or folder)
-    data = dataset_of_posts(posts, images, regions, label_dir=folder)
+    boxes = entity_boxes or find_entity_boxes(folder)
+    data = dataset_of_posts(posts, images, regions, label_dir=folder, entity_boxes=boxes)
     return data, {split: sha256(file) for split, file in files.items()}
 
 
@@ -117,6 +128,8 @@ def _load_dataset(name: str, label_scheme: str | None) -> tuple[DatasetDict, dic
         _check_labels(rows, name)
         _check_paths(rows, name)
     data = _with_bio_labels(data, name, label_scheme)
+    for rows in data.values():
+        check_rows(rows, name)
     first = next(iter(data), None)
     for split, rows in data.items():
         if dataset_labels(rows) != dataset_labels(data[first]):
@@ -148,6 +161,7 @@ def dataset_of_posts(
     image_dir: str | Path | None = None,
     regions_file: str | Path | None = None,
     label_dir: str | Path | None = None,
+    entity_boxes: str | Path | None = None,
 ) -> DatasetDict:
     """Data set of posts that `readers` has read, by split.
 
@@ -155,16 +169,20 @@ def dataset_of_posts(
 
     Args:
         label_dir: folder of the label file. A post's `image` may be a path relative to it.
+        entity_boxes: JSONL or a folder of XML with the boxes of the entities.
 
     Raises:
-        DataError: the regions cannot be read, or an image's name leads out of the folders.
+        DataError: the regions or the entities' boxes cannot be read, or an image's name leads out of the folders.
     """
     names = bio_labels(label for split_posts in posts.values() for post in split_posts for label in post["labels"])
     images = ImageFinder(image_dir, label_dir)
     regions = read_regions(regions_file) if regions_file else {}
+    boxes = (
+        read_entity_boxes(entity_boxes, [post for split_posts in posts.values() for post in split_posts]) if entity_boxes else {}
+    )
     splits = {}
     for split, split_posts in posts.items():
-        columns: dict[str, list] = {name: [] for name in ("id", "tokens", "ner_tags", "image", *REGION_FIELDS)}
+        columns: dict[str, list] = {name: [] for name in ("id", "tokens", "ner_tags", "image", *REGION_FIELDS, "entity_boxes")}
         missing = []
         for post in tqdm(split_posts, desc=f"{split}: images", disable=image_dir is None):
             path, _, problem = images.open(post)
@@ -177,22 +195,21 @@ def dataset_of_posts(
             columns["image"].append(None if problem else {"path": str(path), "bytes": None})
             for name in REGION_FIELDS:
                 columns[name].append(post_regions[name])
+            columns["entity_boxes"].append(boxes.get(post["id"]))
         if missing:
             more = f" and {len(missing) - IDS_LISTED} more" if len(missing) > IDS_LISTED else ""
             logger.warning(
                 "%s: %d of %d posts have no readable image and are read without one: %s%s",
                 split, len(missing), len(split_posts), ", ".join(missing[:IDS_LISTED]), more,
             )  # fmt: skip
-        if not regions:
-            for name in REGION_FIELDS:
-                del columns[name]
-        splits[split] = Dataset.from_dict(columns, features=row_features(names, with_regions=bool(regions)))
+        features = row_features(names, with_regions=bool(regions), with_entity_boxes=bool(boxes))
+        splits[split] = Dataset.from_dict({name: columns[name] for name in features}, features=features)
     if unknown := set(regions) - {post["id"] for split_posts in posts.values() for post in split_posts}:
         logger.warning("%s: the regions of %d ids are not used, no post has them: %s …", regions_file, len(unknown), min(unknown))
     return DatasetDict(splits)
 
 
-def row_features(names: list[str], with_regions: bool) -> Features:
+def row_features(names: list[str], with_regions: bool, with_entity_boxes: bool = False) -> Features:
     """Features of a row. Images stay undecoded: the processor opens them."""
     features = {
         "id": Value("string"),
@@ -206,6 +223,8 @@ def row_features(names: list[str], with_regions: bool) -> Features:
             "box_labels": List(Value("string")),
             "box_scores": List(Value("float32")),
         }
+    if with_entity_boxes:
+        features["entity_boxes"] = List(List(List(Value("float32"))))
     return Features(features)
 
 

@@ -37,7 +37,7 @@ CONLL_SUFFIXES = (".txt", ".conll", ".bio", ".iob", ".iob2")
 NOT_CONLL = (".json", ".parquet", ".csv", ".tsv", ".arrow", ".zip", ".tar", ".xz", ".bz2", ".zst", ".xlsx", ".spacy", ".md")
 # All formats that `processors.load_image` opens.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".mpo")
-REGIONS_FILE = "regions.jsonl"
+REGIONS_FILE, ENTITY_BOXES_FILE = "regions.jsonl", "entity_boxes.jsonl"
 _BYTE_ORDER_MARKS = {
     # UTF-32 first: its mark begins with the one of UTF-16.
     b"\xff\xfe\x00\x00": "utf-32",
@@ -76,7 +76,7 @@ def find_split_files(folder: str | Path) -> SplitFiles:
     Label files are JSONL (`.jsonl`, `.ndjson`) and CoNLL (`.txt`, `.conll`, `.bio`, `.iob`, `.iob2`), each also with `.gz`
     behind. Suffixes and names of splits are read without regard to case. A file that is named after no split is a label
     file if it has a line `IMGID:…`, or if its first row has `tokens` or `text`. Hidden files, names that begin with an
-    underscore and the folder's `regions.jsonl` are left out.
+    underscore and the folder's `regions.jsonl` and `entity_boxes.jsonl` are left out.
 
     Raises:
         DataError: two files are of the same split.
@@ -87,7 +87,7 @@ def find_split_files(folder: str | Path) -> SplitFiles:
     for path in _files_below(folder):
         name, suffix = _name_and_suffix(path)
         split = SPLIT_NAMES.get(name.lower()) if path.parent == folder else None
-        if path == folder / REGIONS_FILE or suffix in (*IMAGE_SUFFIXES, ".md", ""):
+        if path in (folder / REGIONS_FILE, folder / ENTITY_BOXES_FILE) or suffix in (*IMAGE_SUFFIXES, ".md", ""):
             continue
         if suffix not in JSONL_SUFFIXES + CONLL_SUFFIXES or split is None and not _has_posts(path):
             unused.append(path)

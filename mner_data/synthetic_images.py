@@ -33,6 +33,8 @@ class Post:
         scene: the background; `None` for a post without an image.
         deciding: for each entity the index among `things` of the one that tells its type, or −1.
         leading: for each entity the index of the thing by which the deciding one is found; `None` if no other is needed.
+        shown_by: for each entity the indices of the things that show it, none if the image does not show it, or `None` if there
+            is nothing to look for; by default the deciding thing, if there is one.
         rendered: the image as JPEG, where it is drawn already.
     """
 
@@ -42,6 +44,7 @@ class Post:
     things: list[Thing] = field(default_factory=list)
     deciding: list[int] = field(default_factory=list)
     leading: list[int] | None = None
+    shown_by: list[list[int] | None] | None = None
     rendered: bytes | None = None
 
 

@@ -12,8 +12,6 @@ from dataclasses import replace
 
 from datasets import Dataset, DatasetDict, Features, List, Value
 
-from processors import REGION_FIELDS
-
 from .loading import row_features
 from .readers import bio_labels
 from .synthetic_images import KINDS_OF_TYPE, SCENE_OF_TYPE, Post, Thing, render
@@ -88,6 +86,7 @@ def _shuffled(generator: random.Random, post: Post) -> Post:
     post.things = [post.things[place] for place in order]
     post.deciding = [order.index(place) if place >= 0 else -1 for place in post.deciding]
     post.leading = post.leading and [order.index(place) for place in post.leading]
+    post.shown_by = post.shown_by and [places and [order.index(place) for place in places] for places in post.shown_by]
     return post
 
 
@@ -105,7 +104,7 @@ def _demo(generator: random.Random) -> Post:
         entity_type, names = generator.choice(TYPES), generator.sample(NAMES, 2)
         tokens, labels = _write(generator, generator.choice(TWO_NAMES), [(name, entity_type) for name in names])
         things = [_thing(generator, entity_type, 0.0, 0.48), _thing(generator, entity_type, 0.52, 1.0)]
-        return Post(tokens, labels, SCENE_OF_TYPE[entity_type], things, [-1, -1])
+        return Post(tokens, labels, SCENE_OF_TYPE[entity_type], things, [-1, -1], shown_by=[[0, 1], [0, 1]])
     if case == "in words":
         entity_type = generator.choice(TYPES)
         tokens, labels = _write(generator, generator.choice(TYPE_IN_WORDS[entity_type]), [(generator.choice(NAMES), entity_type)])
@@ -122,7 +121,7 @@ def _one(generator: random.Random, entity_type: str, template: str | None = None
 def _global(generator: random.Random) -> Post:
     """Only the scene tells the type: it is empty."""
     entity_type = generator.choice(TYPES)
-    return Post(*_one(generator, entity_type), SCENE_OF_TYPE[entity_type], [], [-1])
+    return Post(*_one(generator, entity_type), SCENE_OF_TYPE[entity_type], [], [-1], shown_by=[None])
 
 
 def _object(generator: random.Random) -> Post:
@@ -175,7 +174,7 @@ def _spatial(generator: random.Random) -> Post:
         star = (x, y + 0.09) if relation == "overlap" else (x + 0.09, y + 0.09)
     things = [Thing("nothing", "frame", box) for box in (subject, other)]
     things.append(Thing("nothing", "star", _box(*star, 0.045, 0.06)))
-    return Post(*_one(generator, entity_type), "wall", things, [0], [2])
+    return Post(*_one(generator, entity_type), "wall", things, [0], [2], [[0, 1]])
 
 
 def _by_side(generator: random.Random) -> tuple[list[str], list[str], list[tuple[str, str]]]:
@@ -222,6 +221,19 @@ def _iterations(generator: random.Random) -> Post:
     return Post(tokens, labels, "wall", things, [0, 2], [1, 3])
 
 
+def _not_shown(generator: random.Random) -> Post:
+    """Words tell the type. Of two things one is of that type, or, in half of the posts, neither: then the name is not shown."""
+    entity_type = generator.choice(TYPES)
+    others = [other for other in TYPES if other != entity_type]
+    is_shown = generator.random() < 0.5
+    types = [entity_type, generator.choice(others)] if is_shown else generator.sample(others, 2)
+    spans = generator.sample(((0.0, 0.48), (0.52, 1.0)), 2)
+    # Every region has the same label: only what it shows tells whether it is the one.
+    things = [replace(_thing(generator, kind, *span), label="thing") for kind, span in zip(types, spans, strict=True)]
+    tokens, labels = _one(generator, entity_type, generator.choice(TYPE_IN_WORDS[entity_type]))
+    return Post(tokens, labels, "wall", things, [-1], shown_by=[[0] if is_shown else []])
+
+
 SCENE_WORDS = {
     "field": "on this pitch", "valley": "in these hills", "hall": "in this hall", "stage": "on stage",
 }  # fmt: skip
@@ -251,6 +263,7 @@ SCENARIOS = {
     "alignment": _alignment,
     "figure1b": _figure1b,
     "iterations": _iterations,
+    "not-shown": _not_shown,
 }
 
 
@@ -268,7 +281,8 @@ def best_f1_without_evidence(scenario: str = "demo") -> float:
       others are a guess among four types;
     - global, object, semantic, semantic-unseen, spatial: a guess among four types;
     - alignment, iterations: the image shows two types, and which name has which is a guess (from text alone: 1/4);
-    - figure1b: words tell the type of one of two names, the other is a guess among four types: (1 + 1/4) / 2.
+    - figure1b: words tell the type of one of two names, the other is a guess among four types: (1 + 1/4) / 2;
+    - not-shown: words tell the type.
 
     Raises:
         ValueError: there is no such scenario.
@@ -281,15 +295,19 @@ def best_f1_without_evidence(scenario: str = "demo") -> float:
         "alignment": 1 / 2,
         "iterations": 1 / 2,
         "figure1b": (1 + 1 / len(TYPES)) / 2,
+        "not-shown": 1.0,
     }
     return best.get(scenario, 1 / len(TYPES))
 
 
 def _columns(posts: Iterable[Post], ids: list[str], generator: random.Random) -> tuple[dict[str, list], Features]:
-    """Columns and features of posts with their images: those of every data set, `deciding_region` and `leading_region`."""
+    """Columns and features of posts with their images: those of every data set with `entity_boxes`, `deciding_region` and
+    `leading_region`.
+    """
     names = bio_labels(f"B-{entity_type}" for entity_type in TYPES)
     region_columns = {"deciding_region": List(Value("int64")), "leading_region": List(Value("int64"))}
-    columns: dict[str, list] = {name: [] for name in ("id", "tokens", "ner_tags", "image", *REGION_FIELDS, *region_columns)}
+    features = Features(row_features(names, with_regions=True, with_entity_boxes=True) | region_columns)
+    columns: dict[str, list] = {name: [] for name in features}
     for post_id, post in zip(ids, posts, strict=True):
         image = post.rendered or render(post, generator)
         boxed = [place for place, thing in enumerate(post.things) if thing.boxed]
@@ -300,9 +318,12 @@ def _columns(posts: Iterable[Post], ids: list[str], generator: random.Random) ->
         columns["boxes"].append([list(post.things[place].box) for place in boxed])
         columns["box_labels"].append([post.things[place].label for place in boxed])
         columns["box_scores"].append([round(generator.uniform(0.7, 1.0), 3) for _ in boxed])
+        shown_by = post.shown_by or [[place] if place >= 0 else [] for place in post.deciding]
+        columns["entity_boxes"].append(
+            [None if places is None or not image else [list(post.things[place].box) for place in places] for places in shown_by]
+        )
         for column, places in zip(region_columns, (post.deciding, post.leading or post.deciding), strict=True):
             columns[column].append([boxed.index(place) if place in boxed else -1 for place in places])
-    features = Features(row_features(names, with_regions=True) | region_columns)
     return columns, features
 
 
@@ -313,8 +334,9 @@ def synthetic_dataset(num_posts: int, seed: int, scenario: str = "demo") -> Data
         scenario: one of `SCENARIOS`.
 
     Returns:
-        The rows of every data set, and for each entity in order `deciding_region`, the index of the region that tells its
-        type, or −1, and `leading_region`, the region by which the deciding one is found (itself, if no other is needed).
+        The rows of every data set with `entity_boxes`, null where a post has no image or only its scene tells the type; and for
+        each entity in order `deciding_region`, the index of the region that tells its type, or −1, and `leading_region`, the
+        region by which the deciding one is found (itself, if no other is needed).
 
     Raises:
         ValueError: there is no such scenario.

@@ -34,6 +34,9 @@ class HamLearningConfig(PreTrainedConfig):
         relevance_loss_weight (`float`):
             Weight of an image-text matching loss (Li et al. 2021, ALBEF) in training: relevance is to tell a post's own
             picture from one of another post of the batch, at every level. 0 learns it from the tagging loss alone.
+        grounding_loss_weight (`float`):
+            Weight of the grounding loss in training: which region shows an entity, or that none does, is learned from posts
+            whose entities have boxes. 0 is a model without the grounding head; it reports what an entity's first word attends.
         use_crf (`bool`): Linear-chain CRF over words; a softmax per word, still decoded to legal BIO, if not.
         min_entity_score (`float`):
             An entity of the best path is left out if its probability is lower: at 0.5 what is reported is more likely right
@@ -62,6 +65,7 @@ class HamLearningConfig(PreTrainedConfig):
     use_semantic: bool = True
     use_relevance: bool = True
     relevance_loss_weight: float = 0.0
+    grounding_loss_weight: float = 0.0
     use_crf: bool = True
     min_entity_score: float = 0.0
     num_iterations: int = 3
@@ -82,8 +86,9 @@ class HamLearningConfig(PreTrainedConfig):
             raise ValueError(f"min_entity_score is a probability below 1, got {self.min_entity_score}")
         if not 0 <= self.image_dropout <= 1:
             raise ValueError(f"image_dropout: expected a share from 0 to 1, got {self.image_dropout}")
-        if self.relevance_loss_weight < 0:
-            raise ValueError(f"relevance_loss_weight must be 0 or more, got {self.relevance_loss_weight}")
+        for name in ("relevance_loss_weight", "grounding_loss_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         # Saving a model names only the class that is saved: a repo is to load as any of them, and as a pipeline.
         self.auto_map = {"AutoModel": "modeling_hamlearning.HamLearningModel"} | (kwargs.pop("auto_map", None) or {})
         self.custom_pipelines = kwargs.pop("custom_pipelines", None) or {
@@ -100,6 +105,11 @@ class HamLearningConfig(PreTrainedConfig):
         """The levels whose memory enters stages 2 and 3."""
         switches = (self.use_global, self.use_objects, self.use_spatial, self.use_semantic)
         return tuple(level for level, on in zip(LEVELS, switches, strict=True) if on)
+
+    @property
+    def has_grounding(self) -> bool:
+        """Whether the model has a grounding head: it needs a level that holds regions."""
+        return self.grounding_loss_weight > 0 and any(level != "global" for level in self.levels)
 
     @property
     def label_names(self) -> list[str]:

@@ -257,6 +257,11 @@ class HamLearningCRF(nn.Module):
         (post, first), last, label = begin.nonzero().unbind(1), end.nonzero()[:, 1], paths[begin]
         return torch.stack([post, first, last, label, self.inside.long()[label]], dim=1)
 
+    def gold_spans(self, labels: Tensor, mask: Tensor) -> Tensor:
+        """Entities of gold labels (B, W), an orphan I-X read as B-X and −100 as no label: as `spans` returns them."""
+        known = mask & (labels >= 0)
+        return self.spans(self.orphans_to_begin(labels, known), known)
+
     def _forward_backward(self, emissions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Forward and backward log-sums (B, W, L) and the log-partition (B,). `beta` leaves its own word out.
 

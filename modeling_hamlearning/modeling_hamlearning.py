@@ -10,6 +10,7 @@ without an image: the image branch runs on all of them, and what it computes for
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,15 +26,22 @@ from transformers.utils import logging
 
 from .configuration_hamlearning import LEVELS, HamLearningConfig
 from .crf import HamLearningCRF, HamLearningTransitionScores, bio_constraints
+from .grounding import HamLearningGrounding, entity_overlaps, entity_scores, grounding_loss
 from .pipeline_mner import MnerPipeline  # noqa: F401  (re-saving a loaded model copies only what modeling imports)
 from .relations import NUM_RELATIONS, spatial_relations
 
 logger = logging.get_logger(__name__)
+INPUTS = (
+    "call the model with what HamLearningProcessor returns, and tag posts with "
+    'pipeline("mner", …), not pipeline("token-classification", …)'
+)
 
 # BERT's initial standard deviation of a classifier.
 CLASSIFIER_STD = 0.02
 # Relevance starts at 0.88: the image side has to learn before it can be judged.
 INITIAL_RELEVANCE_LOGIT = 2.0
+# CLIP starts at 14: a cosine of two unrelated vectors of width 256 is seldom above 0.15.
+INITIAL_RELEVANCE_LOG_SCALE = math.log(10.0)
 
 
 @dataclass
@@ -44,6 +52,8 @@ class HamLearningModelOutput(ModelOutput):
         last_hidden_state: (B, W, H) words refined by the image.
         relevance: (B, 4) relevance of each level of `LEVELS`, exactly 0 where a level is off or absent.
         relevance_loss: sum of the posts' image-text matching losses, in training with a `relevance_loss_weight`.
+        grounding_scores: (B, W, K + 1) of every word for each region and, last, for "not shown"; `None` without the grounding
+            head, and where no post is read with an image.
         word_region_attention: (B, W, K) how a word's attention to the regions is shared among them, averaged over the
             rounds, because attention often shifts away from a region once it has been read; K = 0 without regions.
         hidden_states, attentions: of the text encoder, over its windows, when asked for.
@@ -57,6 +67,7 @@ class HamLearningModelOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
     relevance_loss: Tensor | None = None
+    grounding_scores: Tensor | None = None
 
 
 @dataclass
@@ -71,6 +82,7 @@ class HamLearningTokenClassifierOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
     relevance_loss: Tensor | None = None
+    grounding_scores: Tensor | None = None
 
 
 # Parts that the stages share
@@ -304,20 +316,25 @@ class HamLearningSemanticEncoder(nn.Module):
 
 
 class HamLearningRelevance(nn.Module):
-    """How far one level of the image has to do with the text, in (0, 1)."""
+    """How far one level of the image has to do with the text: the cosine of their vectors, as a logit.
+
+    A cosine generalises from few posts where layers on the two vectors learn the posts by heart (Radford et al. 2021, CLIP).
+    """
 
     def __init__(self, config: HamLearningConfig):
         super().__init__()
         self.norm = nn.LayerNorm(config.fusion_size)
         self.attention = HamLearningAttention(config)
-        self.inner = nn.Linear(3 * config.fusion_size, config.fusion_size)
-        self.outer = nn.Linear(config.fusion_size, 1)
+        self.sentence = nn.Linear(config.fusion_size, config.fusion_size)
+        self.dropout = nn.Dropout(config.fusion_dropout)
+        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.bias = nn.Parameter(torch.zeros(1))
 
-    def forward(self, sentence: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        """sentence (B, d), memory of one level (B, M, d) with mask (B, M) → logits (P,)."""
-        level = self.attention(sentence[:, None], self.norm(memory), mask)[0].squeeze(1)
-        features = torch.cat([sentence, level, sentence * level], dim=-1)
-        return self.outer(nn.functional.gelu(self.inner(features))).squeeze(-1)
+    def forward(self, sentences: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        """sentences (B, Q, d), memory of one level (B, M, d) with mask (B, M) → logits (B, Q)."""
+        level, _ = self.attention(sentences, self.norm(self.dropout(memory)), mask)
+        similarity = nn.functional.cosine_similarity(self.sentence(self.dropout(sentences)), level, dim=-1)
+        return self.log_scale.exp() * similarity + self.bias
 
 
 # Stage 3: iterative cross-modal learning
@@ -387,6 +404,8 @@ class HamLearningImageBranch(nn.Module):
             for index in range(config.num_iterations)
         )
         self.fusion_gate = HamLearningFusionGate(config)
+        if config.has_grounding:
+            self.grounding = HamLearningGrounding(config)
 
     def memories(
         self,
@@ -420,35 +439,31 @@ class HamLearningImageBranch(nn.Module):
         """Mean of the words: (B, W, d) → (B, d)."""
         return (projected * word_mask[..., None]).sum(1) / word_mask.sum(1, keepdim=True).clamp(min=1)
 
-    def matching_loss(
-        self, words: Tensor, word_mask: Tensor, memories: dict[str, tuple[Tensor, Tensor]], has_image: Tensor
-    ) -> Tensor:
+    def matching_loss(self, words: Tensor, word_mask: Tensor, memories: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
         """Image-text matching: cross-entropy of relevance against whether the image is the post's own, summed over posts.
 
-        The negative is the image of the post before it that has one. A level counts where it is present. A batch with fewer
-        than two images has no negatives and counts nothing.
+        Every post is paired with every image of the batch. Its own image counts as much as all others together. A level counts
+        where it is present, and a post with the only image of a batch counts nothing.
         """
-        num_images = has_image.sum()
-        # Posts with an image are put first, in their order; each is paired with the one before it, the first with the last.
-        order = torch.argsort(~has_image, stable=True)
-        before = order[(torch.arange(len(order), device=order.device) - 1) % num_images.clamp(min=1)]
-        neighbour = torch.zeros_like(order).index_copy(0, order, before)
-        counts = has_image & (num_images > 1)
         sentence = self.sentence(self.text_projection(words), word_mask)
+        is_own = torch.eye(len(words), device=words.device)
         loss = torch.zeros((), device=words.device)
         for relevance, (memory, mask) in zip(self.relevance, memories.values(), strict=True):
-            for posts, target in ((torch.arange(len(words), device=words.device), 1.0), (neighbour, 0.0)):
-                logits = relevance(sentence, memory[posts], mask[posts]).float()
-                present = (mask[posts].any(dim=1) & counts).to(logits.dtype)
-                loss = loss + nn.functional.binary_cross_entropy_with_logits(
-                    logits, torch.full_like(logits, target), weight=present, reduction="sum"
-                )
+            present = mask.any(dim=1)
+            logits = relevance(sentence[None].expand(len(words), -1, -1), memory, mask).float()
+            # Posts without an image take no part, so that each image is paired as often as each post.
+            pairs = (present[:, None] & present).float()
+            others = pairs * (1 - is_own)
+            weight = others / others.sum(1, keepdim=True).clamp(min=1) + is_own * others.any(1, keepdim=True)
+            loss = loss + nn.functional.binary_cross_entropy_with_logits(logits, is_own, weight=weight, reduction="sum")
         return loss
 
     def forward(
         self, words: Tensor, word_mask: Tensor, memories: dict[str, tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-        """Stages 2 and 3: refined words (B, W, H), relevance (B, 4), word-region attention (B, W, K), cross-attentions."""
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...], Tensor | None]:
+        """Stages 2 and 3: refined words (B, W, H), relevance (B, 4), word-region attention (B, W, K), cross-attentions, and
+        with the grounding head its scores (B, W, K + 1).
+        """
         projected = self.text_projection(words)
         sentence = self.sentence(projected, word_mask)
 
@@ -457,7 +472,11 @@ class HamLearningImageBranch(nn.Module):
         for index, (level, (memory, mask)) in enumerate(memories.items()):
             level_relevance = mask.any(dim=1).to(projected.dtype)
             if self.config.use_relevance:
-                level_relevance = self.relevance[index](sentence, memory, mask).sigmoid() * level_relevance
+                judged = self.relevance[index](sentence[:, None], memory, mask).squeeze(1).sigmoid()
+                # Where matching teaches relevance, the tagging loss does not: it would close every level before the image
+                # side has learned to read it.
+                judged = judged.detach() if self.config.relevance_loss_weight > 0 else judged
+                level_relevance = judged * level_relevance
             relevance[:, LEVELS.index(level)] = level_relevance.to(relevance.dtype)
             weights.append(level_relevance[:, None].to(projected.dtype).expand(mask.shape))
         # The image as a whole is relevant if any of its levels is.
@@ -474,7 +493,11 @@ class HamLearningImageBranch(nn.Module):
             cross_attentions.append(attention)
         fused = self.fusion_gate(words, projected, refined, image_relevance)
         word_region_attention = self._attention_per_region(torch.stack(cross_attentions).mean(2), memories)
-        return fused, relevance, word_region_attention, tuple(cross_attentions)
+        grounding_scores = None
+        if self.config.has_grounding:
+            region_mask = next(mask for level, (_, mask) in memories.items() if level != "global")
+            grounding_scores = self.grounding(refined, memories, region_mask)
+        return fused, relevance, word_region_attention, tuple(cross_attentions), grounding_scores
 
     @staticmethod
     def _attention_per_region(attention: Tensor, memories: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
@@ -549,7 +572,8 @@ class HamLearningPreTrainedModel(PreTrainedModel):
         if isinstance(module, HamLearningWordPooling):
             init.normal_(module.missing, std=CLASSIFIER_STD)
         elif isinstance(module, HamLearningRelevance):
-            init.constant_(module.outer.bias, INITIAL_RELEVANCE_LOGIT)
+            init.constant_(module.log_scale, INITIAL_RELEVANCE_LOG_SCALE)
+            init.constant_(module.bias, INITIAL_RELEVANCE_LOGIT)
         elif isinstance(module, HamLearningForTokenClassification):
             init.normal_(module.classifier.weight, std=CLASSIFIER_STD)
         elif isinstance(module, HamLearningTransitionScores):
@@ -565,7 +589,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
 
     def __init__(self, config: HamLearningConfig):
         super().__init__(config)
-        self.text_encoder = AutoModel.from_config(config.text_config)
+        self.text_encoder = _text_encoder(AutoModel.from_config(config.text_config))
         if getattr(self.text_encoder, "pooler", None) is not None:
             # The pooled output is not used: it would cost time, and be an unused parameter in distributed training.
             self.text_encoder.pooler = None
@@ -668,7 +692,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if word_positions is None:
-            raise ValueError("word_positions is missing: call the model with what HamLearningProcessor returns")
+            raise ValueError(f"word_positions is missing: {INPUTS}")
         word_mask = torch.ones_like(word_positions).bool() if word_mask is None else word_mask.bool()
         words, text = self.encode_text(
             input_ids,
@@ -689,16 +713,16 @@ class HamLearningModel(HamLearningPreTrainedModel):
                 region_mask,
             )
             memories = self.image_branch.memories(**inputs)
-            fused, relevance, attention, cross_attentions = self.image_branch(words, word_mask, memories)
+            fused, relevance, attention, cross_attentions, grounding = self.image_branch(words, word_mask, memories)
             relevance_loss = None
             if self.training and self.config.use_relevance and self.config.relevance_loss_weight > 0:
-                relevance_loss = self.image_branch.matching_loss(words, word_mask, memories, has_image)
+                relevance_loss = self.image_branch.matching_loss(words, word_mask, memories)
             words = torch.where(has_image[:, None, None], fused.to(words.dtype), words)
         else:
             num_regions = region_boxes.shape[1] if region_boxes is not None else 0
             relevance = words.new_zeros(words.shape[0], len(LEVELS))
             attention = words.new_zeros(*words.shape[:2], num_regions)
-            cross_attentions = relevance_loss = None
+            cross_attentions = relevance_loss = grounding = None
 
         output = HamLearningModelOutput(
             last_hidden_state=words,
@@ -708,6 +732,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
             attentions=text.attentions if output_attentions else None,
             cross_attentions=cross_attentions if output_attentions else None,
             relevance_loss=relevance_loss,
+            grounding_scores=grounding,
         )
         return output if return_dict else output.to_tuple()
 
@@ -834,10 +859,10 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
         )
         model = cls(model_config)
         if text_weights is not None:
-            encoder = AutoModel.from_config(model_config.text_config)
+            encoder = _text_encoder(AutoModel.from_config(model_config.text_config))
             _load_exactly(encoder, load_file(text_weights), text_weights)
         elif is_pretrained:
-            encoder = AutoModel.from_pretrained(text, use_safetensors=True, dtype=torch.float32)
+            encoder = _text_encoder(AutoModel.from_pretrained(text, use_safetensors=True, dtype=torch.float32))
         if is_pretrained:
             own = model.model.text_encoder.state_dict()
             model.model.text_encoder.load_state_dict({k: v for k, v in encoder.state_dict().items() if k in own})
@@ -872,8 +897,10 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
         region_label_ids: Tensor | None = None,
         region_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        region_overlaps: Tensor | None = None,
         vision_features: Tensor | None = None,
         inputs_embeds: None = None,
+        token_type_ids: None = None,
         num_items_in_batch: Tensor | int | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -882,10 +909,14 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
         """Emission scores (B, W, L) of every word, and the loss if labels (B, W), −100 at padding, are given.
 
         The loss is the posts' negative log-likelihood over the number of labelled words: those of this batch, or of the
-        global batch if the Trainer says how many they are. In training the weighted `relevance_loss` is part of it. An
-        orphan I-X is read as B-X. `inputs_embeds` is there for PEFT, which passes `None`. For the other arguments see
+        global batch if the Trainer says how many they are. In training the weighted `relevance_loss` is part of it, and the
+        weighted grounding loss of the gold entities if the overlaps (B, E, K + 1) of each post's entities, in order, with its
+        regions are given; `grounding_loss` says what they hold. An orphan I-X is read as B-X. `inputs_embeds` is there for
+        PEFT, which passes `None`, and `token_type_ids` to name the pipeline that tags posts. For the other arguments see
         [`HamLearningModel.forward`].
         """
+        if token_type_ids is not None:
+            raise ValueError(f"token_type_ids: expected None, got a tensor; {INPUTS}")
         if inputs_embeds is not None:
             raise ValueError("inputs_embeds: expected None, got a tensor; give input_ids, from which words are found")
         self.crf.use_labels(self.config.label_names)
@@ -912,6 +943,11 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
             words = (labels >= 0).sum() if num_items_in_batch is None else num_items_in_batch
             if output.relevance_loss is not None:
                 nll = nll + self.config.relevance_loss_weight * output.relevance_loss
+            if self.training and region_overlaps is not None and output.grounding_scores is not None:
+                spans = self.crf.gold_spans(labels, word_mask.bool())
+                scores = entity_scores(output.grounding_scores, spans)
+                overlaps = entity_overlaps(region_overlaps, spans)
+                nll = nll + self.config.grounding_loss_weight * grounding_loss(scores, overlaps)
             # A batch of posts without a word has a loss of 0.
             loss = nll / torch.as_tensor(words, device=nll.device).clamp(min=1)
             output = HamLearningTokenClassifierOutput(loss=loss, **output)
@@ -928,6 +964,7 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
             attentions=output.attentions,
             cross_attentions=output.cross_attentions,
             relevance_loss=output.relevance_loss,
+            grounding_scores=output.grounding_scores,
         )
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
@@ -939,6 +976,29 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
         """The best legal label ids of every post, as many as it has words; O for entities below `min_entity_score`."""
         self.crf.use_labels(self.config.label_names)
         return self.crf.decode(outputs.logits, word_mask.bool(), self.config.min_entity_score)
+
+    @torch.no_grad()
+    def ground(self, outputs: HamLearningTokenClassifierOutput, spans: Tensor) -> Tensor:
+        """What shows each entity: of each region of its post and, last, of "not shown" the probability.
+
+        Without the grounding head: how its first word's attention is shared among the regions, or 1 for "not shown" where it
+        attends none. It is the first word that decides the type; the words inside need not attend the image.
+
+        Args:
+            spans: (n, 3 or more) of post, first and last word.
+
+        Returns:
+            (n, K + 1), in fp32.
+        """
+        if outputs.grounding_scores is not None:
+            return entity_scores(outputs.grounding_scores, spans).softmax(-1)
+        attention = outputs.word_region_attention[spans[:, 0], spans[:, 1]].float()
+        return torch.cat([attention, (attention.sum(1, keepdim=True) == 0).to(attention)], dim=1)
+
+
+def _text_encoder(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a text model that reads: of an encoder-decoder such as T5, its encoder."""
+    return model.get_encoder() if model.config.is_encoder_decoder else model
 
 
 def _warn_of_other_labels(config: HamLearningConfig, source: str | Path, kwargs: dict):

@@ -106,8 +106,10 @@ class HamLearningOnnxForTokenClassification(HamLearningForTokenClassification):
             graph_input.name: inputs[graph_input.name].detach().to("cpu", DTYPES[graph_input.type]).numpy()
             for graph_input in self.tagger.get_inputs()
         }
-        logits, relevance, attention = (torch.from_numpy(out).to(device) for out in self.tagger.run(None, feed))
-        return HamLearningTokenClassifierOutput(logits=logits, relevance=relevance, word_region_attention=attention)
+        logits, relevance, attention, *grounding = (torch.from_numpy(out).to(device) for out in self.tagger.run(None, feed))
+        return HamLearningTokenClassifierOutput(
+            logits=logits, relevance=relevance, word_region_attention=attention, grounding_scores=next(iter(grounding), None)
+        )
 
     def _vision_features(self, pixel_values: Tensor | None, has_image: Tensor) -> Tensor:
         """(B, C, rows, columns), of the posts that have an image; of one empty cell where none has."""

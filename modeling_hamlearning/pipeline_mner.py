@@ -183,8 +183,9 @@ class MnerPipeline(Pipeline):
     For each post comes a list with a dict an entity: `entity_group` (its type), `score` (the probability of the whole
     span under the model), `word`, `start` and `end` (in the text of the post; a list of words counts as joined by blanks),
     `word_start` and `word_end` (the entity's words, `word_end` excluded), `relevance` (level → how far that level of the
-    image was used, 0 without an image) and `region`: the one its first word attends most, `{"box": {"xmin", "ymin", "xmax",
-    "ymax"} in pixels of the original, "label", "score"}`, or `None`.
+    image was used, 0 without an image) and `region`, `{"box": {"xmin", "ymin", "xmax", "ymax"} in pixels of the original,
+    "label", "score"}`. It is the one that shows the entity, with the `probability` of that, and `None` where "not shown" is
+    likelier. A model that was trained without a grounding loss gives the region that the entity's first word attends most.
     With `return_attention=True` also `region_attention`: every region like that, with its `attention`.
     With `return_relevance=True` a post's result is `{"entities": that list, "relevance": the post's, None without an image}`.
 
@@ -445,6 +446,7 @@ class MnerPipeline(Pipeline):
         return batch | {
             "spans": spans.tolist(),
             "scores": crf.span_probabilities(outputs.logits, mask, spans),
+            "grounding": self.model.ground(outputs, spans),
             "relevance": outputs.relevance.float(),
             "attention": outputs.word_region_attention.float(),
         }
@@ -458,14 +460,17 @@ class MnerPipeline(Pipeline):
             {level: values[column] for column, level in enumerate(LEVELS) if level in levels}
             for values in tagged["relevance"].tolist()
         ]
-        for (place, first, last, begin, _), score in zip(tagged["spans"], tagged["scores"].tolist(), strict=True):
+        for (place, first, last, begin, _), score, grounding in zip(
+            tagged["spans"], tagged["scores"].tolist(), tagged["grounding"], strict=True
+        ):
             post = tagged["posts"][place]
             start, end = post["offsets"][first][0], post["offsets"][last][1]
-            # The first word decides the type; the words inside only continue it, and need not attend the image.
             regions = self._regions(tagged, place, first)
-            # A model without the levels that use regions attends none.
-            attended = [region for region in regions if region["attention"] > 0]
-            best = max(attended, key=lambda region: region["attention"], default=None)
+            best = int(grounding.argmax())
+            is_shown = best < len(grounding) - 1
+            region = {name: value for name, value in regions[best].items() if name != "attention"} if is_shown else None
+            if region and self.model.config.has_grounding:
+                region["probability"] = float(grounding[best])
             entity = {
                 "entity_group": self.model.config.id2label[begin].partition("-")[2],
                 "score": score,
@@ -475,7 +480,7 @@ class MnerPipeline(Pipeline):
                 "word_start": first,
                 "word_end": last + 1,
                 "relevance": dict(relevance[place]),
-                "region": best and {name: value for name, value in best.items() if name != "attention"},
+                "region": region,
             }
             if return_attention:
                 entity["region_attention"] = regions

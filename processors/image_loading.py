@@ -28,7 +28,9 @@ _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b
 MAX_PIXELS = 100_000_000
 # Threads decode images with more pixels one after another, so that a batch of them does not fill the memory.
 LARGE_PIXELS = 10_000_000
-_large_images = threading.Lock()
+_one_at_a_time = threading.Lock()
+# glibc keeps freed blocks of up to 32 MiB for the thread that had them; larger ones go back to the system.
+_LARGE_BLOCK = 64 * 2**20
 # An image is reduced by whole factors, by averaging, to no less than this many times the target size. Pillow's
 # documentation of `reducing_gap` calls a resize from there indistinguishable from one of the whole image.
 REDUCING_GAP = 3
@@ -99,7 +101,7 @@ def load_reduced(
                     raise ImageError(f"has no pixels: {width} x {height}")
                 if width * height > max_pixels:
                     raise ImageError(f"has {width} x {height} pixels; at most {max_pixels:,} are read")
-                with _large_images if width * height > LARGE_PIXELS else contextlib.nullcontext():
+                with _large_images() if width * height > LARGE_PIXELS else contextlib.nullcontext():
                     return _to_rgb(image, target_size, may_draft=image is not source)
     except ImageError:
         raise
@@ -107,6 +109,18 @@ def load_reduced(
         raise ImageError(f"is not an image in a known format: expected one of {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's decoders raise errors of a dozen classes for broken files
         raise ImageError(f"is broken: {error} ({type(error).__name__})") from error
+
+
+@contextlib.contextmanager
+def _large_images() -> Iterator[None]:
+    """One large image is decoded at a time, in blocks of memory that no thread keeps (Pillow's block allocator)."""
+    with _one_at_a_time:
+        usual = Image.core.get_block_size()
+        Image.core.set_block_size(_LARGE_BLOCK)
+        try:
+            yield
+        finally:
+            Image.core.set_block_size(usual)
 
 
 def content_key(source: Any) -> str:

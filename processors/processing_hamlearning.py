@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature, BertweetTokenizer, ProcessorMixin
 
 from .image_loading import ImageError, load_image, load_reduced
 from .image_processing_hamlearning import HamLearningImageProcessor, resize_target  # noqa: F401  (saved with the processor)
@@ -39,7 +41,7 @@ class HamLearningProcessor(ProcessorMixin):
 
     Args:
         image_processor: [`HamLearningImageProcessor`].
-        tokenizer: any fast tokenizer.
+        tokenizer: any tokenizer; one that is not fast, such as BERTweet's, reads each word by itself.
         region_config (`dict`, `list` or `str`, *optional*): `{"name": "anchors" | "grid" | "precomputed" |
             "object-detection", "max_regions": 16, …}` with the extractor's options beside them; an extractor's name alone;
             or a list of those, whose regions are joined. Defaults to the anchors, 14 boxes made for real photos.
@@ -57,8 +59,9 @@ class HamLearningProcessor(ProcessorMixin):
         region_config: dict | list | str | None = None,
         max_length: int | None = None,
     ):
-        if tokenizer is not None and not tokenizer.is_fast:
-            raise ValueError(f"expected a fast tokenizer, which aligns words, got {type(tokenizer).__name__}")
+        if tokenizer is not None and tokenizer.pad_token is None:
+            # Decoders have none. Any will do: the mask hides padding.
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         self.region_config = complete_region_config(region_config)
         self.max_length = max_length
         options = {name: value for name, value in self.region_config.items() if name != "max_regions"}
@@ -271,21 +274,11 @@ class HamLearningProcessor(ProcessorMixin):
         if num_content < 4:
             raise ValueError(f"max_length: expected room for at least 4 sub-tokens a window, got {num_content} of {length}")
         overlap = int(num_content * WINDOW_OVERLAP)
-        encoded = self.tokenizer(
-            [[_SURROGATE.sub("\ufffd", word[:MAX_WORD_CHARACTERS]) for word in words] for words in posts],
-            is_split_into_words=True,
-            padding=True,
-            truncation=True,
-            max_length=length,
-            stride=overlap,
-            return_overflowing_tokens=True,
-            return_attention_mask=True,
-        )
-        window_posts = np.asarray(encoded["overflow_to_sample_mapping"], dtype=np.int64)
+        readable = [[_SURROGATE.sub("\ufffd", word[:MAX_WORD_CHARACTERS]) for word in words] for words in posts]
+        tokenize = _tokenize if self.tokenizer.is_fast else _tokenize_word_for_word
+        token_ids, token_mask, word_ids, window_posts = tokenize(self.tokenizer, readable, length, overlap)
         # A window's number within its post: its place in the list less that of the post's first window.
         windows = np.arange(len(window_posts)) - np.searchsorted(window_posts, window_posts)
-        word_ids = np.array([[-1 if w is None else w for w in e.word_ids] for e in encoded.encodings], dtype=np.int64)
-        word_ids = word_ids.reshape(len(window_posts), -1)
         num_words = np.array([len(words) for words in posts], dtype=np.int64)
         word_mask = np.arange(num_words.max(initial=0)) < num_words[:, None]
 
@@ -293,8 +286,8 @@ class HamLearningProcessor(ProcessorMixin):
         input_ids = np.full(shape, self.tokenizer.pad_token_id or 0, dtype=np.int64)
         attention_mask = np.zeros(shape, dtype=np.int64)
         if word_ids.shape[1]:
-            input_ids[window_posts, windows] = encoded["input_ids"]
-            attention_mask[window_posts, windows] = encoded["attention_mask"]
+            input_ids[window_posts, windows] = token_ids
+            attention_mask[window_posts, windows] = token_mask
         arrays = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -338,6 +331,16 @@ class HamLearningProcessor(ProcessorMixin):
             return []
         return self.tokenizer(words, is_split_into_words=True, add_special_tokens=False)["input_ids"][:MAX_LABEL_TOKENS]
 
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> list[str]:
+        """Save what `from_pretrained` loads."""
+        saved = super().save_pretrained(save_directory, **kwargs)
+        merges = Path(save_directory, "bpe.codes")
+        if isinstance(self.tokenizer, BertweetTokenizer) and merges.is_file():
+            # transformers writes a line's two parts and reads a line of three, the last a count that is not used.
+            lines = merges.read_text(encoding="utf-8").splitlines()
+            merges.write_text("".join(f"{line} 0\n" for line in lines if line), encoding="utf-8")
+        return saved
+
     @property
     def model_input_names(self) -> list[str]:
         return [
@@ -352,6 +355,57 @@ class HamLearningProcessor(ProcessorMixin):
             "region_label_ids",
             "region_mask",
         ]
+
+
+def _tokenize(tokenizer, posts: list[list[str]], length: int, overlap: int) -> tuple[np.ndarray, ...]:
+    """Windows of the words of all posts, a post's own one after another.
+
+    Returns:
+        Token ids and attention mask (windows, S), the word of each token in its post (windows, S), −1 for special ones and
+        padding, and the post of each window (windows,).
+    """
+    encoded = tokenizer(
+        posts,
+        is_split_into_words=True,
+        padding=True,
+        truncation=True,
+        max_length=length,
+        stride=overlap,
+        return_overflowing_tokens=True,
+        return_attention_mask=True,
+    )
+    word_ids = np.array([[-1 if w is None else w for w in e.word_ids] for e in encoded.encodings], dtype=np.int64)
+    window_posts = np.asarray(encoded["overflow_to_sample_mapping"], dtype=np.int64)
+    shape = (len(window_posts), word_ids.size // max(1, len(window_posts)))
+    token_ids, token_mask = (np.reshape(encoded[name], shape) for name in ("input_ids", "attention_mask"))
+    return token_ids, token_mask, word_ids.reshape(shape), window_posts
+
+
+def _tokenize_word_for_word(tokenizer, posts: list[list[str]], length: int, overlap: int) -> tuple[np.ndarray, ...]:
+    """What `_tokenize` returns, of a tokenizer that does not say which token belongs to which word."""
+    num_content = length - tokenizer.num_special_tokens_to_add()
+    # The place of the first token between the special ones.
+    first_place = tokenizer.build_inputs_with_special_tokens([-1]).index(-1)
+    tokens_of = {
+        word: tokenizer([word], is_split_into_words=True, add_special_tokens=False)["input_ids"]
+        for word in {word for words in posts for word in words}
+    }
+    rows, row_words, window_posts = [], [], []
+    for post, words in enumerate(posts):
+        content = [(token, place) for place, word in enumerate(words) for token in tokens_of[word]]
+        for first in range(0, max(1, len(content) - overlap), num_content - overlap):
+            window = content[first : first + num_content]
+            rows.append(tokenizer.build_inputs_with_special_tokens([token for token, _ in window]))
+            row_words.append([place for _, place in window])
+            window_posts.append(post)
+    shape = (len(rows), max(map(len, rows), default=0))
+    token_ids = np.full(shape, tokenizer.pad_token_id or 0, dtype=np.int64)
+    token_mask, word_ids = np.zeros(shape, dtype=np.int64), np.full(shape, -1, dtype=np.int64)
+    for row, (tokens, places) in enumerate(zip(rows, row_words, strict=True)):
+        token_ids[row, : len(tokens)] = tokens
+        token_mask[row, : len(tokens)] = 1
+        word_ids[row, first_place : first_place + len(places)] = places
+    return token_ids, token_mask, word_ids, np.array(window_posts, dtype=np.int64)
 
 
 def _is_nested(field: str, value: Any) -> bool:

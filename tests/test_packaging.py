@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
     "hamlearning-train",
     "hamlearning-predict",
+    "hamlearning-serve",
     "hamlearning-prepare-dataset",
     "hamlearning-push",
     "hamlearning-verify",
@@ -65,6 +66,13 @@ def test_the_space_asks_for_the_versions_of_setup_py(setup_arguments):
     assert space == {name: bounds[name] for name in space}
 
 
+def test_an_endpoint_asks_for_the_versions_of_setup_py(setup_arguments):
+    bounds = by_name(setup_arguments["install_requires"])
+    endpoint = by_name((ROOT / "hub_scripts" / "endpoint" / "requirements.txt").read_text().splitlines())
+    assert {"emoji", "timm", "torch", "transformers"} <= set(endpoint)
+    assert endpoint == {name: bounds[name] for name in endpoint}
+
+
 def test_pre_commit_runs_the_tools_of_setup_py(setup_arguments):
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     assert {"ruff-check", "ruff-format", "codespell"} == {hook["id"] for hook in hooks}
@@ -74,7 +82,8 @@ def test_pre_commit_runs_the_tools_of_setup_py(setup_arguments):
 
 def test_the_lowest_versions_are_exact(setup_arguments):
     extras = setup_arguments["extras_require"]
-    optional = [requirement for name in ("space", "bulk", "onnx", "bench", "lora", "search") for requirement in extras[name]]
+    names = ("space", "bulk", "serve", "spacy", "onnx", "bench", "lora", "search")
+    optional = [requirement for name in names for requirement in extras[name]]
     bounds, lowest = by_name(setup_arguments["install_requires"] + optional), by_name(extras["lowest"])
     assert set(lowest) == set(bounds)
     for name, requirement in lowest.items():
@@ -144,7 +153,7 @@ def run(*command: object, cwd: Path) -> str:
 def test_the_wheel_holds_what_is_read_beside_the_code(wheel, installed):
     site = next(installed.parent.rglob("modeling_hamlearning")).parent
     assert (site / "training" / "model_card.md").read_text() == (ROOT / "model_card.md").read_text()
-    for name in git_files("hub_scripts/space"):
+    for name in git_files("hub_scripts/space", "hub_scripts/endpoint"):
         assert (site / name).read_bytes() == (ROOT / name).read_bytes()
     assert {path.name for path in installed.iterdir() if path.name.startswith("hamlearning")} == COMMANDS
 

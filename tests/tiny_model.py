@@ -43,14 +43,14 @@ def tiny_model(seed: int = 0, **config) -> HamLearningForTokenClassification:
     return model
 
 
-def saved_tiny_model(folder: Path) -> Path:
+def saved_tiny_model(folder: Path, **switches) -> Path:
     """Model and processor as a repo on the Hub holds them."""
     tokenizer = tiny_tokenizer("bert")
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
         max_position_embeddings=64,
     )  # fmt: skip
-    tiny_model(text_config=config).save_pretrained(folder)
+    tiny_model(text_config=config, **switches).save_pretrained(folder)
     image_processor = processors.HamLearningImageProcessor(size={"height": 64, "width": 64})
     processors.HamLearningProcessor(tokenizer=tokenizer, image_processor=image_processor, region_config="grid").save_pretrained(
         folder

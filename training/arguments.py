@@ -65,6 +65,10 @@ class DataArguments:
     )
     image_dir: str | None = field(default=None, metadata={"help": "Images of CoNLL posts; default: images beside them."})
     regions_file: str | None = field(default=None, metadata={"help": "JSONL of regions; default: regions.jsonl beside."})
+    entity_boxes: str | None = field(
+        default=None,
+        metadata={"help": "JSONL, or a folder of XML, with entities' boxes; default: entity_boxes.jsonl or xml beside."},
+    )
     use_images: bool = field(default=True, metadata={"help": "False: the text alone, all levels off."})
     synthetic_posts: list[int] = field(
         default_factory=lambda: [3000, 300, 300], metadata={"help": "Synthetic posts of train, validation and test."}
@@ -73,6 +77,10 @@ class DataArguments:
         default=None,
         metadata={"help": 'Rows of other runs for the card: a JSON file {"name": {"f1": …, "f1_strict": …}}.'},
     )
+    license: str | None = field(
+        default=None, metadata={"help": "Licence of the model for its card, as the Hub names it, e.g. apache-2.0."}
+    )
+    language: str | None = field(default=None, metadata={"help": "Code of the posts' language for the card, e.g. en."})
     label_scheme: str | None = field(
         default=None, metadata={"help": "Scheme of the labels (BIO, IOB1, IO, BIOES …); recognised if unset."}
     )

@@ -8,8 +8,9 @@ from inspect import signature
 from pathlib import Path
 
 import timm
+import torch
 from datasets import DatasetDict
-from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, BertweetTokenizer, PreTrainedConfig
 
 from modeling_hamlearning import HamLearningConfig, HamLearningForTokenClassification
 from processors import HamLearningImageProcessor, HamLearningProcessor
@@ -62,6 +63,9 @@ def build(
     else:
         folder = str(Path(arguments.text).parent) if arguments.text.endswith(".safetensors") else arguments.text
         tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer or folder, add_prefix_space=True)
+        if isinstance(tokenizer, BertweetTokenizer):
+            # BERTweet was trained on tweets with @USER, HTTPURL and :names_of_emoji: in place of what people wrote.
+            tokenizer = BertweetTokenizer.from_pretrained(arguments.tokenizer or folder, normalization=True)
         text_config = AutoConfig.from_pretrained(folder)
         # Some encoders have fewer positions than their tokenizer says.
         positions = getattr(text_config, "max_position_embeddings", tokenizer.model_max_length)
@@ -77,6 +81,7 @@ def build(
         vision_weights=arguments.vision_weights,
         **arguments.model_config,
     )
+    _check_image_size(model, arguments)
     if arguments.freeze_vision:
         model.freeze_vision()
     pretrained = timm.get_pretrained_cfg(arguments.vision)
@@ -90,7 +95,23 @@ def build(
         region_config=arguments.region_config or None,
         max_length=arguments.max_length,
     )
+    # A decoder has no padding of its own; the model has to know the processor's.
+    model.config.text_config.pad_token_id = tokenizer.pad_token_id
     return model, processor
+
+
+def _check_image_size(model: HamLearningForTokenClassification, arguments: ModelArguments):
+    """Refuse a size of images that the backbone cannot read: some transformers read one only."""
+    if not model.config.levels:
+        return
+    size = arguments.image_size
+    try:
+        with torch.no_grad():
+            model.get_image_features(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        pretrained = timm.get_pretrained_cfg(arguments.vision)
+        own = f"; it was made for {pretrained.input_size[1]}" if pretrained else ""
+        raise ValueError(f"image_size: {arguments.vision} cannot read images of {size} x {size} pixels{own}: {error}") from error
 
 
 def load_trained(arguments: ModelArguments) -> tuple[HamLearningForTokenClassification, HamLearningProcessor]:

@@ -37,6 +37,9 @@ def write_card(
     notes: list[str] | None = None,
     test_metrics: dict[str, Any] | None = None,
     confusion: str = "",
+    license: str | None = None,
+    language: str | None = None,
+    dataset: str | None = None,
 ) -> Path:
     """Fill the template and write `README.md` into the model's folder.
 
@@ -49,6 +52,9 @@ def write_card(
         notes: sentences about the training, such as how many images could not be read.
         test_metrics: the same as `metrics`, of the test split.
         confusion: the validation split's table of types, in Markdown; its picture lies beside the card.
+        license: the Hub's identifier of the model's licence; "unknown" there where nobody said.
+        language: code of the posts' language.
+        dataset: the data's name on the Hub, if they lie there.
     """
     references = references or {}
     rows = {"": metrics, **{f", {name}": values for name, values in references.items()}} if metrics else {}
@@ -60,6 +66,9 @@ def write_card(
         pipeline_tag="token-classification",
         tags=["hamlearning", "multimodal", "named-entity-recognition", "mner"],
         base_model=base_models or None,
+        license=license or "unknown",
+        language=language,
+        datasets=[dataset] if dataset else None,
         model_name=model_name,
         eval_results=[
             EvalResult(

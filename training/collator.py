@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torchvision.ops import box_iou
 
+from mner_data.entity_boxes import check_entity_boxes
 from processors import REGION_FIELDS, HamLearningProcessor, ImageError, load_reduced
+from processors.region_extraction import Regions
 
 from .vision_cache import VisionCache
 
@@ -30,6 +33,10 @@ class MnerCollator:
     An image that cannot be read is left out, logged with its post's id, and counted. Where half of the latest 50 cannot be
     read, `ImagesLostError` ends the run. With a `vision_cache` the batch has the images' features, (B, C, rows, columns), in
     place of their pixels.
+
+    Where rows have `entity_boxes`, the batch has `region_overlaps` (B, E, K + 1): of each of a post's entities in order with each
+    of its regions the best intersection over union, in the last column 1 for an entity that is not shown, −100 at padding and
+    for entities that are not annotated.
     """
 
     def __init__(self, processor: HamLearningProcessor, vision_cache: VisionCache | None = None):
@@ -60,6 +67,8 @@ class MnerCollator:
         labels = np.full(batch["word_mask"].shape, -100, dtype=np.int64)
         labels[batch["word_mask"].numpy()] = np.concatenate([np.asarray(row["ner_tags"], int) for row in rows])
         batch["labels"] = torch.from_numpy(labels)
+        if any("entity_boxes" in row for row in rows):
+            batch["region_overlaps"] = _region_overlaps(rows, regions, batch["region_mask"].shape[1])
         batch["ids"] = [row["id"] for row in rows]
         return batch
 
@@ -95,3 +104,24 @@ class MnerCollator:
                 f"post {row['id']}, field image: {lost} of the latest {len(self._latest)} images cannot be read, "
                 "so the run ends here; see that their folder is there, or set use_images to false"
             )
+
+
+def _region_overlaps(rows: list[dict[str, Any]], regions: list[Regions], num_regions: int) -> torch.Tensor:
+    """(B, E, K + 1), as in [`MnerCollator`].
+
+    Raises:
+        ValueError: naming a post and the entity whose boxes are wrong.
+    """
+    posts = [row.get("entity_boxes") or [] for row in rows]
+    overlaps = torch.full((len(rows), max(map(len, posts)), num_regions + 1), -100.0)
+    for place, (row, boxes, post_regions) in enumerate(zip(rows, posts, regions, strict=True)):
+        region_boxes = torch.tensor(post_regions["boxes"]).reshape(-1, 4)
+        for entity, entity_boxes in enumerate(check_entity_boxes(boxes, len(boxes), f"post {row['id']}") or []):
+            if entity_boxes is None:
+                continue
+            overlaps[place, entity] = 0
+            overlaps[place, entity, -1] = not entity_boxes
+            if entity_boxes and len(region_boxes):
+                best = box_iou(region_boxes, torch.tensor(entity_boxes)).amax(1)
+                overlaps[place, entity, : len(region_boxes)] = best
+    return overlaps

@@ -42,7 +42,8 @@ def run_settings(
         splits: the rows, whose images and regions are hashed.
     """
     settings = asdict(model) | asdict(data) | {"hashes": hashes, "labels": label_names}
-    for name in ("data_path" if hashes else "hashes", "image_dir", "regions_file", "vision_cache", "card_reference_scores"):
+    for name in ("data_path" if hashes else "hashes", "image_dir", "regions_file", "entity_boxes", "vision_cache",
+                 "card_reference_scores"):  # fmt: skip
         del settings[name]
     arguments = {
         name: value

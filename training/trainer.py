@@ -17,6 +17,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from modeling_hamlearning.crf import padded_paths
+from modeling_hamlearning.grounding import MIN_IOU, NOT_ANNOTATED, entity_overlaps
 
 from .arguments import MnerTrainingArguments, check_supported
 from .checkpoints import explain_write_errors, rotate, write_contents
@@ -300,7 +301,11 @@ class MnerTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Loss, label ids of the best path (B, W) with −100 at padding, and gold label ids (B, W)."""
+        """Loss, label ids of the best path (B, W) with −100 at padding, and gold label ids (B, W).
+
+        Of posts with `region_overlaps`, predictions and labels are pairs: beside the ids stands, at the first word of an entity
+        and −100 elsewhere, whether the gold entity's region is right (1 or 0), and whether the gold entity is annotated (1).
+        """
         inputs.pop("ids", None)
         inputs = self._prepare_inputs(inputs)
         labels = inputs.get("labels")
@@ -310,8 +315,21 @@ class MnerTrainer(Trainer):
         if prediction_loss_only:
             return loss, None, None
         word_mask = inputs["word_mask"]
-        paths = self.accelerator.unwrap_model(model).decode(outputs, word_mask)
-        return loss, padded_paths(paths, word_mask, padding=-100), labels
+        unwrapped = self.accelerator.unwrap_model(model)
+        paths = padded_paths(unwrapped.decode(outputs, word_mask), word_mask, padding=-100)
+        if "region_overlaps" not in inputs or not hasattr(unwrapped, "ground"):
+            return loss, paths, labels
+        gold = unwrapped.crf.gold_spans(labels, word_mask.bool())
+        overlaps = entity_overlaps(inputs["region_overlaps"], gold)
+        probabilities = unwrapped.ground(outputs, gold)
+        chosen = probabilities.argmax(1, keepdim=True)
+        # A model without the levels of the regions has the last column alone.
+        chosen = chosen.where(chosen < probabilities.shape[1] - 1, overlaps.shape[1] - 1)
+        is_right, is_annotated = torch.full_like(labels, -100), torch.full_like(labels, -100)
+        post, first = gold[:, :2].unbind(1)
+        is_right[post, first] = (overlaps.gather(1, chosen) >= MIN_IOU).squeeze(1).to(labels)
+        is_annotated[post, first] = (overlaps[:, -1] != NOT_ANNOTATED).to(labels)
+        return loss, (paths, is_right), (labels, is_annotated)
 
 
 def _with_labels_of(model: nn.Module | None, rows, where: str):

@@ -1,8 +1,9 @@
 """The controlled experiments: is each level of the paper used for what it is for, and does it do harm where it cannot help?
 
-`python -m benchmarks.controlled levels relevance text paintings [--seeds 0 1 2]` runs every experiment that has not been run
-yet and writes the tables and plots. `--quick` trains each for seconds, in a folder of its own. Real text and photos are read
-from the folder that `HAMLEARNING_DATA` names. A model is scored after its last step. All settings are in `experiments.py`.
+`python -m benchmarks.controlled [levels relevance text paintings phototweets] [--seeds 0 1 2]` runs every experiment that has
+not been run yet and writes the tables and plots. `--quick` trains each for seconds, in a folder of its own. Real text and photos
+are read from the folder that `HAMLEARNING_DATA` names. A model is scored after its last step. All settings are in
+`experiments.py`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from transformers.utils import logging
 from processors import HamLearningProcessor
 from training.collator import MnerCollator
 
-from .experiments import SECTIONS, experiments_for, load_data
-from .measures import grounding, relevance_auc, scores_of_entities
+from .experiments import SECTIONS, experiments_for, load_data, photo_support
+from .measures import f1_by_group, grounding, grounding_of_rules, post_counts, relevance_auc, scores_of_entities
 from .report import RESULTS, write_report
 from .runner import Experiment, run_pending
 
@@ -63,8 +64,17 @@ def _measure(
         if experiment.data in ("iterations", "spatial"):
             columns["clue_grounding"] = "leading_region"
         measures |= grounding(model, processor, scored["test"], columns)
-    if experiment.section in ("relevance", "paintings") and levels and "own" in scored:
+    if experiment.section == "phototweets":
+        counts = {name: post_counts(model, collator, rows) for name, rows in scored.items()}
+        measures["post_counts"] = counts
+        support = photo_support()
+        measures["f1_by_support"] = {
+            name: f1_by_group(counts[name], [support[post] for post in rows["id"]]) for name, rows in scored.items()
+        }
+    if experiment.section in ("relevance", "paintings", "phototweets") and levels and "own" in scored:
         measures["relevance"] = relevance_auc(model, collator, scored["own"], scored["swapped"])
+    if experiment.section == "grounding":
+        measures |= grounding_of_rules(model, processor, next(iter(scored.values())))
     if experiment.section == "text":
         measures |= scores_of_entities(model, processor, scored["valid"])
     return measures

@@ -11,6 +11,7 @@ from datasets import DatasetDict, concatenate_datasets
 
 from mner_data.loading import load_splits
 from mner_data.synthetic_posts import mixed_relevance_dataset, synthetic_dataset, synthetic_splits
+from processors.region_extraction import REGION_FIELDS, AnchorRegionExtractor
 from training.arguments import NO_LEVELS
 
 from .perturbations import NOISES, another_posts, same_types, spoiled, with_images, with_unrelated_images, without_images
@@ -25,6 +26,7 @@ SMALL_TEXT = {
 SMALL_MODEL = {"fusion_size": 128, "num_iterations": 2, "fusion_attention_heads": 4}
 ONLY_SCENE = NO_LEVELS | {"use_global": True}
 FULL, TEXT_ALONE, PLAIN, POOLED = "full model", "text alone", "plain recipe", "pooled image"
+ANOTHERS = "another post's images"
 
 
 def _backbone() -> dict[str, str]:
@@ -220,7 +222,7 @@ def _paintings_experiments(seed: int) -> Iterator[Experiment]:
     yield Experiment("paintings", "paintings", PLAIN, seed, text, baseline="plain", images="none")
     yield Experiment("paintings", "paintings", TEXT_ALONE, seed, alone, images="none", curve=True)
     yield Experiment("paintings", "paintings", FULL, seed, frozen, curve=True)
-    yield Experiment("paintings", "paintings", "another post's images", seed, frozen, images="another", curve=True)
+    yield Experiment("paintings", "paintings", ANOTHERS, seed, frozen, images="another", curve=True)
     for model, switches in LEFT_OUT.items():
         settings = frozen | {"model_config": model_config | switches}
         yield Experiment("paintings", "paintings", model, seed, settings, curve=True)
@@ -244,6 +246,107 @@ def _paintings_data(images: str, seed: int) -> Splits:
     return DatasetDict({"train": with_images(train, train_images), "validation": valid}), scored
 
 
+# Tweets with their photos, whose labels a language model made
+
+
+# Rows that carry a claim are run with five seeds, the others with three.
+MORE_SEEDS = (3, 4)
+
+
+def _phototweets_experiments(seed: int) -> Iterator[Experiment]:
+    text = {
+        "text": text_encoder(),
+        **_backbone(),
+        "per_device_train_batch_size": 16,
+        "num_train_epochs": 6,
+        "learning_rate": 1e-4,
+        "head_learning_rate": 1e-3,
+        "warmup_steps": 0.1,
+        "weight_decay": 0.01,
+        "bf16": True,
+        "use_cpu": True,
+    }
+    frozen = text | {"freeze_vision": True, "region_config": {"name": "precomputed"}}
+
+    def experiment(model: str, settings: dict = frozen, images: str = "own", **options) -> Experiment:
+        return Experiment("phototweets", "phototweets", model, seed, settings, images=images, **options)
+
+    yield experiment(TEXT_ALONE, text | {"model_config": NO_LEVELS}, "none", curve=True)
+    yield experiment(FULL, curve=True)
+    yield experiment(ANOTHERS, images="another", curve=True)
+    if seed in MORE_SEEDS:
+        return
+    yield experiment(PLAIN, text, "none", baseline="plain")
+    yield experiment(POOLED, baseline="pooled")
+    yield experiment("default regions", frozen | {"region_config": {"name": "anchors"}})
+    yield experiment("no regions", frozen | {"model_config": ONLY_SCENE})
+    for model, switches in LEFT_OUT.items():
+        yield experiment(model, frozen | {"model_config": switches})
+    if seed == 0:
+        yield experiment("backbone trained", frozen | {"freeze_vision": False, "vision_learning_rate": 1e-4})
+
+
+def _phototweets_data(images: str, seed: int) -> Splits:
+    data = load_splits(str(data_folder() / "phototweets"))[0]
+    train, valid = data["train"], data["validation"]
+    scored = {"none": without_images(valid)}
+    if images == "none":
+        return DatasetDict({"train": without_images(train), "validation": scored["none"]}), scored
+    if images == "another":
+        train = with_images(train, another_posts(train["image"], seed))
+    scored = {"own": valid, "swapped": with_images(valid, another_posts(valid["image"], seed))} | scored
+    return DatasetDict({"train": train, "validation": valid}), scored
+
+
+def photo_support() -> dict[str, int]:
+    """What a phototweet's photo has to do with its entities: 2 shows one, 1 loosely related, 0 unrelated."""
+    lines = (data_folder() / "phototweets" / "photo_support.tsv").read_text(encoding="utf-8").splitlines()
+    return {name: int(support) for name, support in (line.split("\t") for line in lines)}
+
+
+# Grounding: where an entity is seen, or that it is not, on synthetic posts and on real tweets with photos
+
+
+GROUNDED = {"grounding_loss_weight": 1.0}
+NOT_SHOWN_SET = "not-shown"
+# A photo's regions are those of a detector, and the anchors behind them.
+MOST_REGIONS = 24
+
+
+def _grounding_experiments(seed: int) -> Iterator[Experiment]:
+    for scenario in (*(scenario for scenario in SWITCHED_OFF if scenario != "global"), NOT_SHOWN_SET):
+        settings = _synthetic_settings(scenario)
+        model_config = settings["model_config"] | GROUNDED
+        yield Experiment("grounding", scenario, FULL, seed, settings | {"model_config": model_config})
+    photos = {
+        "text": text_encoder(),
+        **_backbone(),
+        "freeze_vision": True,
+        "image_size": 224,
+        "region_config": {"name": "precomputed", "max_regions": MOST_REGIONS},
+        "per_device_train_batch_size": 16,
+        "num_train_epochs": 5,
+        "learning_rate": 1e-4,
+        "head_learning_rate": 1e-3,
+        "warmup_steps": 0.1,
+        "weight_decay": 0.01,
+    }
+    yield Experiment("grounding", "phototweets", FULL, seed, photos | {"model_config": GROUNDED})
+    yield Experiment("grounding", "phototweets", "attention alone", seed, photos)
+
+
+def _grounding_data(data: str, seed: int) -> Splits:
+    if data != "phototweets":
+        return _levels_data(data, seed)
+    splits = load_splits(str(data_folder() / "phototweets"))[0].map(_with_anchors)
+    return splits, {"valid": splits["validation"]}
+
+
+def _with_anchors(row: dict) -> dict:
+    anchors = AnchorRegionExtractor().regions
+    return {name: [*row[name], *anchors[name]] for name in REGION_FIELDS} if row["image"] else {}
+
+
 def data_folder() -> Path:
     """The folder of the real data sets.
 
@@ -261,6 +364,8 @@ SECTIONS = {
     "relevance": _relevance_experiments,
     "text": _text_experiments,
     "paintings": _paintings_experiments,
+    "phototweets": _phototweets_experiments,
+    "grounding": _grounding_experiments,
 }
 
 
@@ -283,4 +388,8 @@ def load_data(experiment: Experiment) -> Splits:
         return _relevance_data(experiment.seed)
     if experiment.section == "text":
         return _text_data(experiment.data, experiment.images, experiment.seed)
+    if experiment.section == "phototweets":
+        return _phototweets_data(experiment.images, experiment.seed)
+    if experiment.section == "grounding":
+        return _grounding_data(experiment.data, experiment.seed)
     return _paintings_data(experiment.images, experiment.seed)

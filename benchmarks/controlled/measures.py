@@ -19,6 +19,7 @@ from mner_data.loading import dataset_labels, row_to_post
 from modeling_hamlearning import LEVELS, HamLearningForTokenClassification, MnerPipeline
 from processors import HamLearningProcessor
 from training.collator import MnerCollator
+from training.metric import MnerMetric
 
 BATCH_SIZE, BINS, MIN_IOU = 32, 15, 0.5
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -56,6 +57,57 @@ def _relevance(model: HamLearningForTokenClassification, collator: MnerCollator,
     return np.concatenate(relevance)
 
 
+@torch.no_grad()
+def post_counts(model: HamLearningForTokenClassification, collator: MnerCollator, rows: Dataset) -> list[list[int]]:
+    """Of every post, how many entities are found, predicted, and in the gold labels (posts, 3).
+
+    F1 of any posts is twice the found entities over the sum of predicted and gold ones.
+    """
+    model.eval()
+    labels, counts = dataset_labels(rows), []
+    for columns in rows.iter(BATCH_SIZE):
+        batch = collator([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
+        batch.pop("ids")
+        names = [[labels[tag] for tag in tags] for tags in columns["ner_tags"]]
+        paths = model.decode(model(**batch), batch["word_mask"])
+        for gold_names, path in zip(names, paths, strict=True):
+            gold, predicted = set(get_entities(gold_names)), set(get_entities([labels[tag] for tag in path]))
+            counts.append([len(gold & predicted), len(predicted), len(gold)])
+    return counts
+
+
+def f1_of_counts(counts: np.ndarray) -> np.ndarray:
+    """Micro F1 from the counts of `post_counts`, (…, posts, 3) → (…)."""
+    found, predicted, gold = np.moveaxis(np.asarray(counts).sum(-2), -1, 0)
+    return 2 * found / np.maximum(1, predicted + gold)
+
+
+def f1_by_group(counts: list[list[int]], groups: list[int]) -> dict[str, float]:
+    """Micro F1 of each group of posts, from the counts of `post_counts`."""
+    in_group = {group: np.array(groups) == group for group in sorted(set(groups))}
+    return {str(group): float(f1_of_counts(np.array(counts)[mask])) for group, mask in in_group.items()}
+
+
+def paired_bootstrap(counts: np.ndarray, other: np.ndarray, samples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of the difference in F1 of two models on the same posts, each trained with several seeds.
+
+    Posts are drawn with replacement, the same for both; the seeds are drawn too, since a model is one of many that the recipe
+    gives.
+
+    Args:
+        counts, other: (seeds, posts, 3) from `post_counts`.
+    """
+    generator = np.random.default_rng(seed)
+    num_seeds, num_posts = counts.shape[:2]
+    differences = []
+    for _ in range(samples):
+        posts, seeds = generator.integers(num_posts, size=num_posts), generator.integers(num_seeds, size=num_seeds)
+        means = [f1_of_counts(each[seeds][:, posts]).mean() for each in (counts, other)]
+        differences.append(means[0] - means[1])
+    low, high = np.percentile(differences, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def grounding(
     model: HamLearningForTokenClassification, processor: HamLearningProcessor, rows: Dataset, columns: dict[str, str]
 ) -> dict[str, float]:
@@ -79,6 +131,70 @@ def grounding(
                     box = [side * size for side, size in zip(row["boxes"][index], (width, height) * 2, strict=True)]
                     hits[name].append(region is not None and _iou(box, list(region["box"].values())) >= MIN_IOU)
     return {name: float(np.mean(column_hits)) for name, column_hits in hits.items()}
+
+
+def grounding_of_rules(
+    model: HamLearningForTokenClassification, processor: HamLearningProcessor, rows: Dataset
+) -> dict[str, Any]:
+    """The grounding scores of the model's entities with its own regions, and with regions by rules that look at no image.
+
+    Returns:
+        `region_recall`: the share of the shown entities that any of their post's regions shows (IoU of 0.5 or more). By name of
+        the rule the [`grounding_scores`], and how many of the entities with the right span are right of those that are
+        `shown` and of those `not_shown`.
+    """
+    labels = dataset_labels(rows)
+    predictions: list[list[str]] = []
+    regions: dict[str, list[list]] = {rule: [] for rule in ("model", "whole image", "never shown", "person")}
+    for row, entities in zip(rows, _tag(model, processor, rows), strict=True):
+        size = image_size(row["image"]) if row["image"] else None
+        predictions.append(MnerPipeline.to_bio(entities, len(row["tokens"])))
+        whole = [0.0, 0.0, 1.0, 1.0] if size else None
+        people = [box for box, label in zip(row["boxes"] or [], row["box_labels"] or [], strict=True) if label == "person"]
+        largest = max(people, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]), default=whole)
+        regions["model"].append([_in_fractions(entity["region"], size) for entity in entities])
+        regions["whole image"].append([whole for _ in entities])
+        regions["never shown"].append([None for _ in entities])
+        regions["person"].append([largest if entity["entity_group"] == "PER" else whole for entity in entities])
+    references = [[labels[tag] for tag in tags] for tags in rows["ner_tags"]]
+    shown = [
+        (boxes, row_boxes)
+        for entity_boxes, row_boxes in zip(rows["entity_boxes"], rows["boxes"], strict=True)
+        for boxes in entity_boxes or []
+        if boxes
+    ]
+    hits = [bool(row_boxes) and _best_iou(row_boxes, boxes) >= MIN_IOU for boxes, row_boxes in shown]
+    scores: dict[str, Any] = {"region_recall": float(np.mean(hits)) if hits else None}
+    for rule, rule_regions in regions.items():
+        scores[rule] = {
+            name: value
+            for name, value in _grounding(references, predictions, rows["entity_boxes"], rule_regions).items()
+            if name.startswith(("gmner", "eeg", "grounding"))
+        }
+        for name, is_wanted in (("shown", bool), ("not_shown", lambda boxes: boxes == [])):
+            only = [boxes and [item if is_wanted(item) else None for item in boxes] for boxes in rows["entity_boxes"]]
+            scores[rule][name] = _grounding(references, predictions, only, rule_regions)["grounding_accuracy"]
+    return scores
+
+
+def _grounding(references: list, predictions: list, entity_boxes: list, regions: list) -> dict[str, Any]:
+    return MnerMetric().compute(predictions=predictions, references=references, entity_boxes=entity_boxes, regions=regions)
+
+
+def _in_fractions(region: dict | None, size: tuple[int, int] | None) -> list[float] | None:
+    if region is None or size is None:
+        return None
+    return [side / length for side, length in zip(region["box"].values(), size * 2, strict=True)]
+
+
+def image_size(image: dict) -> tuple[int, int]:
+    """Width and height of a row's image."""
+    with Image.open(image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])) as opened:
+        return opened.size
+
+
+def _best_iou(boxes: list[list[float]], others: list[list[float]]) -> float:
+    return box_iou(torch.tensor(boxes), torch.tensor(others)).max().item()
 
 
 def _iou(box: list[float], other: list[float]) -> float:

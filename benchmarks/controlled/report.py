@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mner_data.files import markdown_table
@@ -19,7 +20,7 @@ from mner_data.synthetic_posts import best_f1_without_evidence
 from training.curves import plt, save_figure
 
 from .experiments import FULL, LEFT_OUT, OTHER_PLAIN_RATES, PLAIN, POOLED, REAL_TEXT, SWITCHED_OFF, TEXT_ALONE
-from .measures import calibration_error_by_chance
+from .measures import calibration_error_by_chance, f1_of_counts, paired_bootstrap
 from .perturbations import NOISES
 from .runner import read_runs
 
@@ -31,6 +32,7 @@ HEADINGS = {
     "relevance": "Relevance (synthetic posts)",
     "text": "Text without images of its own (real text)",
     "paintings": "Text with its own images (real photos, labels by a language model)",
+    "phototweets": "Tweets with their photos (real photos, labels by a language model)",
 }
 EXPLANATIONS = {
     "levels": "In each set, one kind of evidence in the image determines an entity's type. `grounding` is the share of the "
@@ -43,6 +45,9 @@ EXPLANATIONS = {
     "stands beside it. HamLearning reports entities with a score of 0.6 or more. Calibrated on a tenth of train, which is then "
     "not trained on, it reports those of 0.5 or more.",
     "paintings": "A character encoder trained from scratch; EfficientNet-Lite0, frozen unless the name says otherwise.",
+    "phototweets": "MiniLM; EfficientNet-Lite0, frozen unless the name says otherwise; YOLOv3-tiny's regions unless the name "
+    "says otherwise. The support of a photo says what it has to do with the post's entities: 2 shows one or tells its type, "
+    "1 is loosely related, 0 is unrelated or beside a post without entities.",
 }
 EVIDENCE = {
     "global": "the scene",
@@ -82,7 +87,8 @@ def write_report(results: Path):
     lines += ["", provenance(runs), ""]
     (results / "table.md").write_text("\n".join(lines), encoding="utf-8")
     _plot_scores([run for run in runs if run["section"] == "text"], results / "scores.png")
-    plot_curves([run for run in runs if run["section"] == "paintings"], results / "curves.png")
+    for section in ("paintings", "phototweets"):
+        plot_curves([run for run in runs if run["section"] == section], results / f"curves-{section}.png")
 
 
 def fill_tables(document: str, tables: dict[str, str]) -> str:
@@ -110,6 +116,8 @@ def document_tables(runs: Runs) -> dict[str, str]:
         "margin": _margin_table(_select(runs, "text")),
         "calibration": _calibration_table(_select(runs, "text")),
         "paintings": _paintings_table(_select(runs, "paintings")),
+        "phototweets": _phototweets_table(_select(runs, "phototweets")),
+        "phototweets-differences": _differences_table(_select(runs, "phototweets")),
         "provenance": provenance(runs),
     }
 
@@ -171,7 +179,7 @@ def _all_scores(runs: Runs) -> str:
 def _all_measures(runs: Runs) -> list[str]:
     lines = []
     for (data, model), group in _group(runs).items():
-        for measure in sorted(group[0]["measures"]):
+        for measure in sorted(group[0]["measures"].keys() - {"post_counts"}):
             lines.append(f"- {data}, {model}: {_describe(measure, [run['measures'][measure] for run in group])}")
     return ["", *lines] if lines else []
 
@@ -187,6 +195,13 @@ def _describe(measure: str, values: list) -> str:
     if measure == "f1_by_min_score":
         f1s = (f"{threshold} {spread(value[threshold] for value in values)}" for threshold in values[0])
         return f"F1 by `min_entity_score`: {', '.join(f1s)}"
+    if measure == "f1_by_support":
+        f1s = (
+            f"{name} {spread((value[name][kind] for value in values), digits=1)} at {kind}"
+            for name in values[0]
+            for kind in values[0][name]
+        )
+        return f"F1 by the support of the photo: {', '.join(f1s)}"
     return f"{measure}: {spread(values, 1, 3)}"
 
 
@@ -340,6 +355,47 @@ def _paintings_table(runs: Runs) -> str:
     sets = {"own": "own image", "swapped": "another post's image", "none": "no image"}
     lines = [[model, *(f1("paintings", model, scored_on=scored_on) for scored_on in sets)] for model in models]
     return markdown_table(["real photos, labels by a language model, F1 on validation", *sets.values()], lines)
+
+
+def _phototweets_table(runs: Runs) -> str:
+    groups = _group(runs)
+    sets = {"own": "own photo", "swapped": "another post's photo", "none": "no photo"}
+    lines = []
+    for (_, model), group in groups.items():
+        scores = [spread((run["scores"][name]["f1"] for run in group if name in run["scores"]), digits=1) for name in sets]
+        shown = [run["measures"].get("f1_by_support", {}) for run in group]
+        shown = [spread((f1["own" if "own" in f1 else "none"]["2"] for f1 in shown if f1), digits=1)]
+        areas = [run["measures"]["relevance"]["mean"] for run in group if "relevance" in run["measures"]]
+        lines.append([model, str(len(group)), *scores, *shown, spread(areas, 1, 2)])
+    header = ["real tweets and photos, labels by a language model, F1 on validation", "seeds", *sets.values()]
+    header += ["own photo, which shows an entity", "area under the ROC curve of relevance, own against another's"]
+    return markdown_table(header, lines)
+
+
+def _differences_table(runs: Runs) -> str:
+    """Differences in F1 with a paired bootstrap over posts and seeds: what the photos add, and what they cost."""
+    groups = _group(runs)
+    full, alone = (
+        {run["seed"]: run["measures"]["post_counts"] for run in groups.get(("phototweets", model), [])}
+        for model in (FULL, TEXT_ALONE)
+    )
+    seeds = sorted(full.keys() & alone.keys())
+    if not seeds:
+        return "–"
+    text = np.array([alone[seed]["none"] for seed in seeds])
+    own, swapped, none = (np.array([full[seed][name] for seed in seeds]) for name in ("own", "swapped", "none"))
+    pairs = {
+        "own photo − text alone": (own, text),
+        "own photo − another post's photo, the same model": (own, swapped),
+        "another post's photo − text alone": (swapped, text),
+        "no photo − text alone": (none, text),
+    }
+    lines = []
+    for name, (counts, other) in pairs.items():
+        low, high = paired_bootstrap(counts, other)
+        difference = 100 * (f1_of_counts(counts).mean() - f1_of_counts(other).mean())
+        lines.append([name, f"{difference:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"])
+    return markdown_table([f"points of F1, the same posts, {len(seeds)} seeds", "mean", "95 % interval"], lines)
 
 
 # Plots

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, pipeline
@@ -101,6 +101,15 @@ def judge_again(first_run, folder) -> list:
 def test_a_complete_repo_passes(repo, first_run):
     checks = check_files(repo) + judge_again(first_run, repo)
     assert {check.result for check in checks} == {"ok"} and len(checks) >= 15, checks
+
+
+def test_the_card_shows_what_the_model_finds(repo):
+    card = ModelCard.load(repo / "README.md")
+    ner = pipeline("mner", model=str(repo), trust_remote_code=True)
+    for example in card.data.widget:
+        entities = [f"{entity['word']}: {entity['entity_group']}" for entity in ner(example["text"])]
+        assert [item["label"] for item in example["output"]] == entities and entities
+    assert card.data.license == "unknown" and 'pipeline("mner", model="user/tiny"' in card.text
 
 
 def test_a_folder_that_was_never_pushed_is_not_compared(copy, first_run):

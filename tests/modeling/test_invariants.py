@@ -80,42 +80,55 @@ def test_a_level_of_relevance_zero_adds_nothing(model):
     muted = tiny_model()
     with torch.no_grad():
         for head in muted.model.image_branch.relevance:
-            head.outer.weight.zero_()
-            head.outer.bias.fill_(-200)
+            head.log_scale.fill_(0.0)
+            head.bias.fill_(-200)
     assert torch.equal(logits(muted, batch), logits(muted, batch | {"pixel_values": batch["pixel_values"].flip(0)}))
 
 
-def test_the_matching_loss_is_the_cross_entropy_of_own_and_neighbours_pictures():
-    """By hand from the relevance the model reports: of every post's own picture, and of that of the post before it."""
+def test_the_matching_loss_is_the_cross_entropy_of_own_and_others_images():
+    """By hand from the relevance the model reports, of every post with every image; the others count as one together."""
     weight = 0.7
     model = tiny_model(relevance_loss_weight=weight, fusion_dropout=0.0, classifier_dropout=0.0)
-    # A post without a picture in the middle has no part in it; one level of one post is absent.
+    # A post without an image in the middle has no part in it; the levels of regions are absent in one post.
     batch = random_batch(num_posts=5) | {"has_image": torch.tensor([True, True, False, True, True])}
     batch["region_mask"][3] = False
     shown = [0, 1, 3, 4]
-    before = {name: batch[name].clone() for name in IMAGE_TENSORS}
-    for name in before:
-        before[name][shown] = batch[name][shown].roll(1, 0)
     with torch.no_grad():
         tagged = model(**batch)
-        own, other = tagged.relevance[shown], model(**batch | before).relevance[shown]
         assert tagged.relevance_loss is None
+        own = tagged.relevance[shown]
+        expected = -own[own > 0].log().sum()
+        for offset in range(1, len(shown)):
+            moved = batch | {name: batch[name].clone() for name in IMAGE_TENSORS}
+            for name in IMAGE_TENSORS:
+                moved[name][shown] = batch[name][shown].roll(offset, 0)
+            other = model(**moved).relevance[shown]
+            # A level that is absent from a post's own image is not paired with another image's.
+            paired = (own > 0) & (other > 0)
+            num_others = (own.roll(offset, 0) > 0).sum(0) - 1
+            expected = expected - ((1 - other).log() * paired / num_others).sum()
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         model.train()
         model.model.vision_encoder.eval()
         learned = model(**batch)
-    parts = own[own > 0].log().sum() + (1 - other[other > 0]).log().sum()
-    close(learned.relevance_loss, -parts)
-    close(learned.loss, tagged.loss - weight * parts / (batch["labels"] >= 0).sum())
+    close(learned.relevance_loss, expected)
+    close(learned.loss, tagged.loss + weight * expected / (batch["labels"] >= 0).sum())
+
+
+def test_matching_alone_teaches_relevance_where_it_has_a_weight():
+    for weight in (0.0, 1e-9):
+        model = tiny_model(relevance_loss_weight=weight)
+        model(**random_batch()).loss.backward()  # in evaluation mode there is no matching loss
+        gradients = [head.bias.grad for head in model.model.image_branch.relevance]
+        assert all((gradient is not None and bool(gradient)) == (weight == 0.0) for gradient in gradients)
 
 
 def close_every_gate(model):
     with torch.no_grad():
         for relevance in model.model.image_branch.relevance:
-            relevance.outer.weight.zero_()
-            relevance.outer.bias.fill_(-1e4)
+            relevance.bias.fill_(-1e4)
 
 
 @pytest.mark.parametrize("levels", [{}, {"use_global": False}, {"use_objects": False, "use_spatial": False}])
@@ -140,7 +153,7 @@ def test_what_the_image_adds_shrinks_with_the_relevance():
         words = model(**text).logits
         for bias in (2.0, -2.0, -6.0, -10.0):
             for relevance in model.model.image_branch.relevance:
-                relevance.outer.bias.fill_(bias)
+                relevance.bias.fill_(bias)
             steps.append((model(**batch).logits - words).abs().max())
     assert steps == sorted(steps, reverse=True) and steps[-1] < 1e-3 < steps[0]
 

@@ -15,6 +15,7 @@ from torchvision.ops import box_iou
 from transformers import (
     AutoConfig,
     AutoModelForObjectDetection,
+    BertTokenizer,
     DetrConfig,
     DetrImageProcessor,
     ResNetConfig,
@@ -24,6 +25,7 @@ from transformers import (
     YolosConfig,
     YolosImageProcessor,
 )
+from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
 from mner_data.synthetic_images import pure_noise
 from processors import REGION_FIELDS, AnchorRegionExtractor, HamLearningImageProcessor, HamLearningProcessor
@@ -84,6 +86,38 @@ def test_every_word_points_at_its_first_subtoken(family, max_length):
             }
             assert context[window] == max(context.values())
     assert (features["word_positions"][~features["word_mask"]] == -1).all()
+
+
+MIXED = [long_post(40), long_post(3, 1), [], ["\u200d"], ["unbelievable" * 12, "Jordan"], long_post(90, 2), long_post(14, 3)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("max_length", [None, 16])
+def test_word_for_word_equals_what_a_fast_tokenizer_aligns(family, max_length, monkeypatch):
+    processor = make_processor(family, max_length=max_length)
+    expected = processor(text=MIXED, is_split_into_words=True)
+    tokenizer = processor.tokenizer
+    monkeypatch.setattr(type(tokenizer), "is_fast", False)
+    monkeypatch.setattr(
+        tokenizer, "build_inputs_with_special_tokens",
+        lambda ids: [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id], raising=False,
+    )  # fmt: skip
+    actual = processor(text=MIXED, is_split_into_words=True)
+    assert expected["input_ids"].shape[1] > 1
+    assert all(torch.equal(actual[name], expected[name]) for name in expected) and actual.keys() == expected.keys()
+
+
+def test_a_slow_tokenizer_equals_its_fast_one(tmp_path):
+    tokens = sorted(tiny_tokenizer("bert").get_vocab().items(), key=lambda item: item[1])
+    (tmp_path / "vocab.txt").write_text("\n".join(token for token, _ in tokens), encoding="utf-8")
+    image_processor = HamLearningImageProcessor(size={"height": 32, "width": 32})
+    features = []
+    for kind in (BertTokenizerLegacy, BertTokenizer):
+        tokenizer = kind(str(tmp_path / "vocab.txt"), do_lower_case=False, model_max_length=20)
+        assert tokenizer.is_fast == (kind is BertTokenizer)
+        features.append(HamLearningProcessor(tokenizer=tokenizer, image_processor=image_processor)(text=MIXED))
+    assert all(torch.equal(features[0][name], features[1][name]) for name in features[1])
+    assert features[0]["input_ids"].shape[1] > 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)

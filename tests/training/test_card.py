@@ -33,6 +33,16 @@ def test_scores_are_in_the_table_and_in_the_metadata(tmp_path):
     assert "- train: `abc`" in loaded.text and "seed: 0" in loaded.text and "(LOC, PER)" in loaded.text
 
 
+def test_the_metadata_say_where_the_model_comes_from(tmp_path):
+    write_card(tmp_path, "t", "posts", {}, {}, {}, LABELS, ["a/b"], license="mit", language="en", dataset="user/posts")
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert (data.license, data.language, data.datasets, data.base_model) == ("mit", "en", ["user/posts"], ["a/b"])
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "token-classification")
+    write_card(tmp_path, "t", "posts", {}, {}, {}, LABELS, [])
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert (data.license, data.language, data.datasets) == ("unknown", None, None)
+
+
 def test_without_scores_nothing_is_claimed(tmp_path):
     write_card(tmp_path, "tiny", "data", {}, {}, {"seed": 0}, LABELS, [])
     loaded = ModelCard.load(tmp_path / "README.md")

@@ -19,12 +19,21 @@ from benchmarks.controlled import __main__ as controlled
 from benchmarks.controlled import runner
 from benchmarks.controlled.baselines import PlainTagger
 from benchmarks.controlled.experiments import experiments_for
-from benchmarks.controlled.measures import calibration_error_by_chance, expected_calibration_error, scores_of_entities
+from benchmarks.controlled.measures import (
+    calibration_error_by_chance,
+    expected_calibration_error,
+    f1_by_group,
+    f1_of_counts,
+    paired_bootstrap,
+    post_counts,
+    scores_of_entities,
+)
 from benchmarks.controlled.perturbations import another_posts
 from benchmarks.controlled.pretrained_weights import VISION_BACKBONE
 from modeling_hamlearning import HamLearningForTokenClassification
 from processors import HamLearningProcessor
 from tests.tiny_model import LABELS, saved_tiny_model
+from training.collator import MnerCollator
 
 
 @pytest.fixture
@@ -120,8 +129,35 @@ def test_the_scores_of_entities_say_what_decoding_gives(least, tmp_path):
                            "image": Value("string")}),
     )  # fmt: skip
     found = scores_of_entities(model, processor, rows)
+    counts = post_counts(model, MnerCollator(processor), rows.add_column("id", [str(place) for place in range(60)]))
     names = [[[LABELS[tag] for tag in post_tags] for post_tags in all_tags]
              for all_tags in (tags, model.decode(outputs, features["word_mask"]))]  # fmt: skip
     assert found["f1_by_min_score"][str(least)] == pytest.approx(f1_score(*names))
     assert sum(bin["count"] for bin in found["calibration"]["bins"]) == len(get_entities(names[1]))
     assert model.config.min_entity_score == least and 0.2 < f1_score(*names) < 1
+    assert f1_of_counts(counts) == pytest.approx(f1_score(*names)) and len(counts) == 60
+    halves = f1_by_group(counts, [0] * 20 + [1] * 40)
+    assert halves == {
+        str(group): pytest.approx(f1_score(*(labels[posts] for labels in names)))
+        for group, posts in enumerate((slice(0, 20), slice(20, 60)))
+    }
+
+
+def test_the_paired_bootstrap_gives_the_spread_of_the_difference():
+    generator = np.random.default_rng(0)
+    gold = np.ones((3, 400), int)
+    found, better = generator.random((3, 400)) < 0.5, generator.random((3, 400)) < 0.6
+    counts, other = (np.stack([hits, gold, gold], -1).astype(int) for hits in (better, found))
+    low, high = paired_bootstrap(counts, other)
+    difference = better.mean() - found.mean()
+    assert low < difference < high
+    # F1 is a share here: the difference of the means of 400 posts, in each of which three seeds were right or not.
+    by_post = (better.astype(int) - found).mean(0).std() / 20
+    assert 3 * by_post < high - low < 6 * by_post
+    assert paired_bootstrap(counts, counts) == (0.0, 0.0)
+    # Posts that are hard for both models move both: the difference hardly moves.
+    hard = generator.random(400) < 0.5
+    counts, other = (np.stack([np.broadcast_to(hard & mask, (3, 400)), gold, gold], -1).astype(int)
+                     for mask in (np.ones(400, bool), np.arange(400) > 3))  # fmt: skip
+    low, high = paired_bootstrap(counts, other)
+    assert 0 <= low <= high < 0.02
