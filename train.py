@@ -448,6 +448,7 @@ def _write_card(
         notes=notes,
         test_metrics=_with_prefix(results, "test_") if "test_f1" in results else None,
         confusion=confusion_markdown(results["eval_confusion"]) if "eval_confusion" in results else "",
+        is_grounded=trainer.accelerator.unwrap_model(trainer.model).config.has_grounding,
         license=data_arguments.license,
         language=data_arguments.language,
         dataset=_on_the_hub(data_arguments.data_path),

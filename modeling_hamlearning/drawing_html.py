@@ -63,7 +63,7 @@ def post_html(text: str, image: Image.Image | None, entities: list[dict[str, Any
         rows = (
             f'<tr><td><i style="--c: {color_of(entity["entity_group"], groups)}"></i>{escape(entity["word"])}</td>'
             f"<td>{escape(entity['entity_group'])}</td><td>{entity['score']:.2f}</td>"
-            f"<td>{escape((entity['region'] or {}).get('label') or ('unnamed' if entity['region'] else '–'))}</td></tr>"
+            f"<td>{escape(_region_cell(entity['region']))}</td></tr>"
             for entity in ordered
         )
         head = "<tr><th>Entity</th><th>Type</th><th>Score</th><th>Region</th></tr>"
@@ -76,6 +76,14 @@ def post_html(text: str, image: Image.Image | None, entities: list[dict[str, Any
             )
             parts.append(f'<table class="levels"><caption>{RELEVANCE_TITLE}</caption><tbody>{"".join(bars)}</tbody></table>')
     return "".join(parts)
+
+
+def _region_cell(region: dict[str, Any] | None) -> str:
+    """The region's label and, from a model with a grounding head, how probable it is that the region shows the entity."""
+    if region is None:
+        return "–"
+    probability = f" {region['probability']:.2f}" if "probability" in region else ""
+    return (region["label"] or "unnamed") + probability
 
 
 def _displayed_width(image: Image.Image) -> float:

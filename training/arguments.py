@@ -1,5 +1,6 @@
 """Arguments of `train.py`: a YAML file, and the command line, which overrides it."""
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -116,6 +117,9 @@ class MnerTrainingArguments(TrainingArguments):
     hyperparameter_search: int | None = field(
         default=None, metadata={"help": "Before training, try so many settings and take those with the best validation F1."}
     )
+    dataloader_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that read posts and images; if unset, one for four cores, at most 4."}
+    )
     metric_for_best_model: str | None = field(default="f1")
     train_sampling_strategy: str = field(default="group_by_length")
     hub_strategy: str = field(default="end")
@@ -127,6 +131,9 @@ class MnerTrainingArguments(TrainingArguments):
         # A batch without an image leaves the image side without gradients.
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = True
+        if self.dataloader_num_workers is None:
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            self.dataloader_num_workers = min(4, (os.cpu_count() or 1) // (4 * processes))
         super().__post_init__()
         check_supported(self)
 

@@ -105,6 +105,8 @@ def _check_image_size(model: HamLearningForTokenClassification, arguments: Model
     if not model.config.levels:
         return
     size = arguments.image_size
+    # As it is read when it is used: in training, batch normalisation takes no single value, and would count this image.
+    model.eval()
     try:
         with torch.no_grad():
             model.get_image_features(torch.zeros(1, 3, size, size))

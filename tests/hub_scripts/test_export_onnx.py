@@ -64,6 +64,8 @@ def differences(eager, exported, batch):
         if name == "grounding_scores" and expected is None:  # no post is read with an image: nothing is shown
             assert actual.argmax(-1).eq(actual.shape[-1] - 1).all()
             continue
+        if name == "grounding_scores":  # of a post without an image only the probabilities are the same, all for "not shown"
+            expected, actual = expected.softmax(-1), actual.softmax(-1)
         assert expected.shape == actual.shape, name
         if name != "relevance":
             expected, actual = expected * words, actual * words
