@@ -51,6 +51,10 @@ class ModelArguments:
         default=None,
         metadata={"help": "A trained model (folder or Hub name) to evaluate or to go on training; the encoders are its own."},
     )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={"help": "Train low-rank adapters (LoRA) of this rank in place of the text encoder's own weights."},
+    )
 
 
 @dataclass
@@ -106,6 +110,12 @@ class MnerTrainingArguments(TrainingArguments):
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without a better F1."}
+    )
+    seeds: list[int] | None = field(
+        default=None, metadata={"help": "Run once a seed, in folders seed-N of output_dir, and report mean and spread."}
+    )
+    hyperparameter_search: int | None = field(
+        default=None, metadata={"help": "Before training, try so many settings and take those with the best validation F1."}
     )
     dataloader_num_workers: int | None = field(
         default=None, metadata={"help": "Processes that read posts and images; if unset, one for four cores, at most 4."}
