@@ -11,7 +11,8 @@ of the data), `boxes`, `box_labels`, `box_scores`; usual other names are underst
 
 `--output` then holds `data/*.parquet` with a row for each post: `id`, `entities`, `relevance` (null where no image was used),
 `error`. A post with a broken image or a wrong box has the entities of its text beside the `error`; one whose text cannot be
-tagged has only the `error`. Until all posts are done, the results lie in `_run-…`.
+tagged has only the `error`. Until all posts are done, the results lie in `_run-…`. `--output_format` also writes one file:
+`tagged.jsonl`, or `tagged.conll` with words and BIO labels.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ except ImportError as error:
 
 from bulk.output import (
     CHECKPOINT,
+    FILES,
     RESULTS,
     RUN,
     SETTINGS,
@@ -51,6 +53,7 @@ from bulk.output import (
     drop_incomplete,
     save_count,
     saved_count,
+    write_file,
 )
 from bulk.sources import PostSource, count_posts, fingerprint_of, folder_fingerprint, open_data
 from bulk.tagger import Tagger
@@ -94,6 +97,7 @@ def main(arguments: list[str] | None = None) -> Path:
         "reading": [options.format, options.columns, options.column_names],
         "images": None,
         "allow_urls": options.allow_urls,
+        "output_format": options.output_format,
     }
     notes = list(posts.notes)
     if posts.images:
@@ -104,15 +108,22 @@ def main(arguments: list[str] | None = None) -> Path:
         notes.append("images: those that the posts hold; no folder")
     print("\n".join(notes), flush=True)
     with reserve_output_dir(output, settings, settings_file=SETTINGS, overwrite=options.overwrite, clear=clear_results):
-        if (output / RESULTS).is_dir():
+        has_file = options.output_format not in FILES or (output / FILES[options.output_format]).is_file()
+        if (output / RESULTS).is_dir() and has_file:
             for folder in output.glob(f"{RUN}*"):
                 shutil.rmtree(folder)
             print(f"nothing to do: {output} is complete")
             return output
-        # Counted before the run has a folder: data with a wrong id leave nothing behind.
-        num_posts = saved_count(output) or count_posts(posts.ids())
-        with _ray(options):
-            _run(options, output, num_posts, posts, revision)
+        if not (output / RESULTS).is_dir():
+            # Counted before the run has a folder: data with a wrong id leave nothing behind.
+            num_posts = saved_count(output) or count_posts(posts.ids())
+            with _ray(options):
+                _run(options, output, num_posts, posts, revision)
+        if options.output_format in FILES:
+            file, lacking = write_file(output, options.output_format)
+            print(
+                f"written: {file}" + (f"; {lacking:,} posts have no text that can be tagged and are not in it" if lacking else "")
+            )
     return output
 
 
@@ -153,9 +164,12 @@ def _run(options: argparse.Namespace, output: Path, num_posts: int, posts: PostS
                 options.allow_urls,
                 options.batch_size,
                 posts.regions,
-                posts.folder and str(posts.folder.resolve()),
-                posts.column_names,
             ),
+            fn_constructor_kwargs={
+                "with_tokens": options.output_format == "conll",
+                "data_dir": posts.folder and str(posts.folder.resolve()),
+                "column_names": posts.column_names,
+            },
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=workers),
@@ -188,6 +202,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--images", help="folder of the posts' images; no post can name a file outside it; default: images beside the data"
     )
     parser.add_argument("--output", required=True, help="folder of the results, which every machine has to see")
+    parser.add_argument(
+        "--output_format",
+        choices=["parquet", *FILES],
+        default="parquet",
+        help="write the results also to one file: tagged.jsonl, or tagged.conll with words and BIO labels; default parquet alone",
+    )
     parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in --output")
     parser.add_argument("--address", help="Ray cluster to join, e.g. auto; default: start Ray on this machine")
     parser.add_argument("--workers", type=int, help="taggers at once; default: as many as GPUs or else CPUs")

@@ -34,12 +34,19 @@ from processors.fetching import fetch
 
 MEGABYTE = 2**20
 WRONG_CONTENT = 422
+# What the page shows.
+EXAMPLE_POST = {"text": "everybody talks about Jordan tonight"}
+EXAMPLE_ENTITY = {
+    "entity_group": "PER", "score": 0.98, "word": "Jordan", "start": 22, "end": 28, "word_start": 3, "word_end": 4,
+    "relevance": {"global": 0.99, "object": 0.01, "spatial": 0.99, "semantic": 0.99},
+    "region": {"box": {"xmin": 129.6, "ymin": 96.0, "xmax": 345.6, "ymax": 441.6}, "label": "person", "score": 1.0},
+}  # fmt: skip
 
 
 class Post(BaseModel):
     """A post: its text or its words, and its image if it has one."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"text": "Jordan is back in Chicago tonight"}})
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": EXAMPLE_POST})
 
     text: str | list[str] = Field(description="The text, or its words.")
     image: str | None = Field(None, description="The image's file as base64 or a data: URI; a URL where the server allows it.")
@@ -51,7 +58,7 @@ class Post(BaseModel):
 class Entity(BaseModel):
     """A named entity of a post."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_extra={"example": EXAMPLE_ENTITY})
 
     entity_group: str = Field(description="Its type.")
     score: float = Field(description="The probability of the whole entity.")
@@ -71,11 +78,11 @@ class Health(BaseModel):
 
     status: str
     model: str
-    waiting: int = Field(description="Posts that wait for their batch.")
+    pending: int = Field(description="Posts that are being opened, wait for their batch, or are in it.")
 
 
 class Limits(NamedTuple):
-    """What a request may ask for; `queue` is how many posts may wait in all."""
+    """What a request may ask for; `pending` is how many posts of all requests may be in work."""
 
     body: int
     pixels: int
@@ -83,7 +90,7 @@ class Limits(NamedTuple):
     characters: int
     boxes: int
     seconds: float
-    queue: int
+    pending: int
     allow_urls: bool
 
 
@@ -107,6 +114,8 @@ class Batcher:
         self.ner, self.batch_size = ner, batch_size
         self.waiting: asyncio.Queue[tuple[dict[str, Any], asyncio.Future]] = asyncio.Queue()
         self.thread = ThreadPoolExecutor(1)
+        self.pending = 0
+        self.broken: str | None = None
 
     async def tag(self, posts: list[dict[str, Any]]) -> list[list[dict] | Exception]:
         """For each post its entities, or what is wrong with it."""
@@ -122,7 +131,11 @@ class Batcher:
             while len(jobs) < self.batch_size and not self.waiting.empty():
                 jobs.append(self.waiting.get_nowait())
             jobs = [(post, future) for post, future in jobs if not future.done()]  # whoever is gone, or out of time, is left out
-            outcomes = await asyncio.get_running_loop().run_in_executor(self.thread, self._tag, [post for post, _ in jobs])
+            try:
+                outcomes = await asyncio.get_running_loop().run_in_executor(self.thread, self._tag, [post for post, _ in jobs])
+            except torch.AcceleratorError as error:  # the device is broken, not a post: whoever watches /health has to restart
+                self.broken = str(error)
+                outcomes = [error] * len(jobs)
             for (_, future), outcome in zip(jobs, outcomes, strict=True):
                 if isinstance(outcome, Exception) and not future.done():
                     future.set_exception(outcome)
@@ -135,6 +148,8 @@ class Batcher:
             return []
         try:
             return self.ner(posts, batch_size=len(posts))
+        except torch.AcceleratorError:
+            raise
         except Exception as error:
             return [error] if len(posts) == 1 else [outcome for post in posts for outcome in self._tag([post])]
 
@@ -192,7 +207,9 @@ def build_app(ner: Pipeline, name: str, limits: Limits, batch_size: int) -> Fast
         batcher.thread.shutdown()
 
     # Its page brings its own scripts: FastAPI's loads them from another host.
-    app = FastAPIOffline(title="HamLearning", summary="Named entities of posts that come with an image.", lifespan=lifespan)
+    app = FastAPIOffline(
+        title="HamLearning", summary="Named entities of posts that come with an image.", version="1", lifespan=lifespan
+    )
     app.add_middleware(RequestLimits, body=limits.body, seconds=limits.seconds)
     app.exception_handler(RequestValidationError)(_wrong_request)
     posts_of_a_request = Annotated[
@@ -201,10 +218,10 @@ def build_app(ner: Pipeline, name: str, limits: Limits, batch_size: int) -> Fast
     ]
     answers = {
         413: {"description": f"The body has more than {limits.body:,} bytes"},
-        503: {"description": f"{limits.queue:,} posts wait, or the request took longer than {limits.seconds:g} seconds"},
+        503: {"description": f"{limits.pending:,} posts are in work, or the request took longer than {limits.seconds:g} seconds"},
     }
 
-    @app.post("/tag", summary="Tag one post or a list of posts", responses=answers)
+    @app.post("/tag", tags=["posts"], summary="Tag one post or a list of posts", responses=answers)
     async def tag(posts: posts_of_a_request) -> list[Entity] | list[list[Entity]]:
         """The entities of a post, or of each post of a list.
 
@@ -212,19 +229,25 @@ def build_app(ner: Pipeline, name: str, limits: Limits, batch_size: int) -> Fast
         """
         is_list = isinstance(posts, list)
         posts = posts if is_list else [posts]
-        if batcher.waiting.qsize() + len(posts) > limits.queue:
-            raise HTTPException(503, f"{batcher.waiting.qsize():,} posts wait already", headers={"Retry-After": "1"})
-        # One after another: a request gets one thread to open its images, not as many as it has posts.
-        outcomes: list[Any] = [await run_in_threadpool(_readable, ner, post, limits) for post in posts]
-        _refuse_wrong_posts(outcomes, is_list)
-        outcomes = await batcher.tag(outcomes)
-        _refuse_wrong_posts(outcomes, is_list)
+        if batcher.pending + len(posts) > limits.pending:
+            raise HTTPException(503, f"{batcher.pending:,} posts are in work already", headers={"Retry-After": "1"})
+        batcher.pending += len(posts)
+        try:
+            # One after another: a request gets one thread to open its images, not as many as it has posts.
+            outcomes: list[Any] = [await run_in_threadpool(_readable, ner, post, limits) for post in posts]
+            _refuse_wrong_posts(outcomes, is_list)
+            outcomes = await batcher.tag(outcomes)
+            _refuse_wrong_posts(outcomes, is_list)
+        finally:
+            batcher.pending -= len(posts)
         return outcomes if is_list else outcomes[0]
 
-    @app.get("/health", summary="Whether the service is up")
+    @app.get("/health", tags=["service"], summary="Whether the service is up")
     async def health() -> Health:
-        """Answers as soon as the model is loaded."""
-        return Health(status="ok", model=name, waiting=batcher.waiting.qsize())
+        """Answers as soon as the model is loaded; 503 where its device is broken and the process has to be started again."""
+        if batcher.broken:
+            raise HTTPException(503, f"the device is broken: {batcher.broken}")
+        return Health(status="ok", model=name, pending=batcher.pending)
 
     return app
 
@@ -303,7 +326,7 @@ def main(arguments: list[str] | None = None):
     ner({"text": "warm up"})
     limits = Limits(
         body=options.max_megabytes * MEGABYTE, pixels=options.max_pixels, posts=options.max_posts,
-        characters=options.max_characters, boxes=options.max_boxes, seconds=options.timeout, queue=options.max_waiting,
+        characters=options.max_characters, boxes=options.max_boxes, seconds=options.timeout, pending=options.max_pending,
         allow_urls=options.allow_urls,
     )  # fmt: skip
     app = build_app(ner, options.model, limits, options.batch_size)
@@ -324,7 +347,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_posts", type=int, default=64, help="posts of a request")
     parser.add_argument("--max_characters", type=int, default=10_000, help="characters of a post")
     parser.add_argument("--max_boxes", type=int, default=100, help="regions that a post brings")
-    parser.add_argument("--max_waiting", type=int, default=512, help="posts that wait; further ones get the answer 503")
+    parser.add_argument("--max_pending", type=int, default=512, help="posts in work; further ones get the answer 503")
     parser.add_argument("--max_connections", type=int, default=256, help="connections at once; further ones get the answer 503")
     parser.add_argument("--timeout", type=float, default=60, help="seconds that a request may take")
     parser.add_argument("--allow_urls", action="store_true", help="fetch images that posts name by the URL of a public address")

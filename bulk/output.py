@@ -2,30 +2,69 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import threading
 from pathlib import Path
 from uuid import uuid4
 
+import pyarrow.dataset
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from mner_data.files import atomic_write
+from modeling_hamlearning import MnerPipeline
 
 # Readers of parquet folders pass over names that begin with an underscore.
 SETTINGS, RUN = "_predict.json", "_run-"
 RESULTS, CHECKPOINT, COUNT = "data", "checkpoint", "posts.txt"
 PROGRESS_SECONDS = 10
+# Stands in a CoNLL file for what would break a line.
+UNREADABLE = "\ufffd"
+# What the results can also be written as, in one file: its name.
+FILES = {"jsonl": "tagged.jsonl", "conll": "tagged.conll"}
 
 
 def clear_results(output: Path):
     """Remove the results of an earlier run, finished or not, and nothing else."""
     shutil.rmtree(adopt_run_folder(output))
+    for name in FILES.values():
+        (output / name).unlink(missing_ok=True)
     if (output / RESULTS).exists():
         # Under another name first: a half removed folder would still look like complete results.
         (output / RESULTS).rename(output / f"{RUN}removed")
         shutil.rmtree(output / f"{RUN}removed")
+
+
+def write_file(output: Path, output_format: str) -> tuple[Path, int]:
+    """Write the results in `data/` to one file beside it: `jsonl`, a line of JSON for each row, or `conll`, words and labels.
+
+    Returns:
+        The file, and how many posts it lacks: CoNLL has no place for a post whose text could not be tagged.
+    """
+    results = pyarrow.dataset.dataset(output / RESULTS, format="parquet")
+    lacking = 0
+    with atomic_write(output / FILES[output_format]) as path, open(path, "w", encoding="utf-8") as file:
+        with tqdm(total=results.count_rows(), unit=" posts", desc=FILES[output_format]) as bar:
+            for batch in results.to_batches():
+                for row in batch.to_pylist():
+                    if output_format == "jsonl":
+                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    elif row["tokens"] is None:
+                        lacking += 1
+                    else:
+                        file.write(_conll(row))
+                bar.update(batch.num_rows)
+    return output / FILES[output_format], lacking
+
+
+def _conll(row: dict) -> str:
+    """A post as CoNLL files have it. A word that is empty or holds a blank would break its line."""
+    words = [re.sub(r"\s", UNREADABLE, word) or UNREADABLE for word in row["tokens"]]
+    lines = [f"IMGID:{' '.join(row['id'].split())}"]
+    lines += [f"{word}\t{label}" for word, label in zip(words, MnerPipeline.to_bio(row["entities"], len(words)), strict=True)]
+    return "\n".join(lines) + "\n\n"
 
 
 def save_count(folder: Path, num_posts: int):

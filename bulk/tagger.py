@@ -64,6 +64,7 @@ class Tagger:
         allow_urls: whether to fetch images that posts name by URL.
         batch_size: posts in one call of the model.
         regions: JSONL files with the regions of posts that bring none themselves.
+        with_tokens: whether the result has a column with the words of each post.
         data_dir: folder of the data; a post's image may be a path relative to it, such as `images/a.jpg`.
         column_names: the fields of a line of JSON that are not called as usual, by their names in it.
     """
@@ -76,9 +77,11 @@ class Tagger:
         allow_urls: bool,
         batch_size: int,
         regions: Sequence[str] = (),
+        with_tokens: bool = False,
         data_dir: str | None = None,
         column_names: Mapping[str, str] | None = None,
     ):
+        self.with_tokens = with_tokens
         self.column_names = column_names or {}
         self.images = ImageFinder(images, data_dir)
         self.allow_urls, self.batch_size = allow_urls, batch_size
@@ -110,7 +113,19 @@ class Tagger:
                 results[place] = _row(result, [error, tagging_error])
         _release_memory()
         columns = [pa.array([result[name] for result in results], type=kind) for name, kind in COLUMNS.items()]
-        return pa.table([table["id"], *columns], names=["id", *COLUMNS])
+        tagged = pa.table([table["id"], *columns], names=["id", *COLUMNS])
+        if self.with_tokens:
+            words = [
+                self._words(row) if result["entities"] is not None else None for row, result in zip(rows, results, strict=True)
+            ]
+            tagged = tagged.append_column("tokens", pa.array(words, type=pa.list_(pa.string())))
+        return tagged
+
+    def _words(self, row: Any) -> list[str]:
+        """The words of a post that was tagged."""
+        words = row["tokens"] if row.get("tokens") is not None else row["text"]
+        words = self.ner.processor.split_words(words)[0] if isinstance(words, str) else words
+        return [replace_surrogates(word) for word in words]
 
     def _post(self, row: dict | Exception) -> tuple[dict | None, Exception | None]:
         """A row as the pipeline takes it, its image as bytes or as a file that may be opened, and what is wrong with it.

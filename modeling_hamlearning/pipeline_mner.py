@@ -6,8 +6,9 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from numbers import Real
 from queue import Full, Queue
 from typing import Any, NamedTuple
@@ -41,36 +42,47 @@ STOP_CHECK_SECONDS = 0.1
 _TOKENIZER_LOCK = threading.Lock()
 
 
-class PreparedImage(NamedTuple):
-    """A post's image: a hash of its pixels, the pixels (3, height, width) as the model takes them, the original's size
-    (height, width), and the image itself where the region extractor has to look at it.
+@dataclass(eq=False)
+class StreamImage:
+    """An image of a stream, which posts share: its original's size (height, width), and its pixels (3, height, width) as the
+    model takes them until it is encoded, its feature map (C, rows, columns) from then on.
     """
 
-    key: str
-    pixels: Tensor
     size: tuple[int, int]
+    pixels: Tensor | None
+    feature_map: Tensor | None = None
+
+
+class PreparedImage(NamedTuple):
+    """A post's image, and the image itself where the region extractor has to look at it."""
+
+    shared: StreamImage
     image: Image.Image | None
 
 
-class FeatureMapCache:
-    """Feature maps of the last images of a stream, so that an equal image is not encoded again."""
+class ImageCache:
+    """The last images of a stream, so that an equal one is neither decoded nor encoded again. Threads may share it."""
 
     def __init__(self, max_entries: int = CACHED_IMAGES):
         self.max_entries = max_entries
-        self.entries: OrderedDict[str, Tensor] = OrderedDict()
+        self.entries: OrderedDict[str, StreamImage] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def features(self, keys: list[str], pixels: list[Tensor], encode: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """Feature map (C, rows, columns) of every image; only those that are new are encoded, each once."""
-        new = {key: image for key, image in zip(keys, pixels, strict=True) if key not in self.entries}
-        if new:
-            feature_maps = encode(torch.stack(list(new.values())))
-            self.entries |= {key: feature_map.clone() for key, feature_map in zip(new, feature_maps, strict=True)}
-        feature_maps = [self.entries[key] for key in keys]
-        for key in keys:
+    def get(self, key: str | None) -> StreamImage | None:
+        """The image whose content has this key, if it is one of the last."""
+        with self._lock:
+            if key in self.entries:
+                self.entries.move_to_end(key)
+            return self.entries.get(key)
+
+    def add(self, key: str, image: StreamImage) -> StreamImage:
+        """The image, or the one that another thread added under the same key meanwhile."""
+        with self._lock:
+            image = self.entries.setdefault(key, image)
             self.entries.move_to_end(key)
-        while len(self.entries) > self.max_entries:
-            self.entries.popitem(last=False)
-        return feature_maps
+            if len(self.entries) > self.max_entries:
+                self.entries.popitem(last=False)
+            return image
 
 
 class _End(NamedTuple):
@@ -260,6 +272,49 @@ class MnerPipeline(Pipeline):
             labels[first:end] = [f"B-{group}"] + [f"I-{group}"] * (end - first - 1)
         return labels
 
+    def to_conll(self, post: str | dict[str, Any], result: list[dict[str, Any]] | dict[str, Any]) -> str:
+        """A post's words with their BIO labels, as a file in CoNLL format has them: a word, a tab, its label, a line each."""
+        words = self._parse(post, 0)["words"]
+        labels = self.to_bio(result, len(words))
+        return "".join(f"{word}\t{label}\n" for word, label in zip(words, labels, strict=True))
+
+    @staticmethod
+    def to_spacy(doc, result: list[dict[str, Any]] | dict[str, Any]):
+        """Set the entities of a spaCy `Doc` to those of its text: `ner.to_spacy(nlp(text), ner(text))`.
+
+        An entity that ends within one of spaCy's tokens is widened to the whole token; of two that then share a token, the
+        first stays. A log line counts both.
+
+        Returns:
+            The same `Doc`.
+        """
+        spans, num_widened, num_dropped = [], 0, 0
+        for entity in _entities(result):
+            start, end = entity["start"], entity["end"]
+            span = doc.char_span(start, end, label=entity["entity_group"], alignment_mode="expand")
+            num_widened += (span.start_char, span.end_char) != (start, end)
+            if spans and span.start < spans[-1].end:
+                num_dropped += 1
+            else:
+                spans.append(span)
+        if num_widened:
+            logger.warning(f"to_spacy: {num_widened} entities were widened to spaCy's tokens, {num_dropped} of them left out")
+        doc.set_ents(spans)
+        return doc
+
+    @staticmethod
+    def to_dataframe(results: list[Any]):
+        """A pandas `DataFrame` with a row for each entity of a list of results: `post` is its post's place in the list.
+
+        Nested values have columns such as `relevance.global` and `region.box.xmin`.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_dataframe needs pandas: pip install pandas") from error
+        rows = [{"post": place} | entity for place, result in enumerate(results) for entity in _entities(result)]
+        return pandas.json_normalize(rows)
+
     def draw(
         self,
         post: str | dict[str, Any],
@@ -291,13 +346,13 @@ class MnerPipeline(Pipeline):
         postprocess_params: dict,
     ) -> Iterator[list[dict[str, Any]]]:
         """Results in the order of the posts, each as soon as its batch and those before it are done."""
-        parameters, feature_maps = (preprocess_params, forward_params, postprocess_params), FeatureMapCache()
+        parameters, cache = (preprocess_params, forward_params, postprocess_params), ImageCache()
         num_posts, ignored_fields = 0, set(POST_FIELDS)
         threads = ThreadPoolExecutor(num_workers or THREADS)
         try:
             for window in _windows(inputs, batch_size):
                 _warn_of_ignored_fields(window, ignored_fields)
-                yield from self._tag_window(window, num_posts, batch_size, threads, feature_maps, parameters)
+                yield from self._tag_window(window, num_posts, batch_size, threads, cache, parameters)
                 num_posts += len(window)
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
@@ -308,7 +363,7 @@ class MnerPipeline(Pipeline):
         num_posts_before: int,
         batch_size: int,
         threads: ThreadPoolExecutor,
-        feature_maps: FeatureMapCache,
+        cache: ImageCache,
         parameters: tuple[dict, dict, dict],
     ) -> Iterator[list[dict[str, Any]]]:
         """Results of a window of posts, whose batches are grouped by length; an error comes after the results before it."""
@@ -324,8 +379,8 @@ class MnerPipeline(Pipeline):
         by_length = sorted(range(len(posts)), key=lambda place: len(posts[place]["words"]))
         batches = [by_length[first : first + batch_size] for first in range(0, len(posts), batch_size)]
         # The batch of the earliest post first, so that results can be handed out early.
-        for places, images in self._open_ahead(posts, deque(sorted(batches, key=min)), threads):
-            tagged = self._tag_batch([posts[place] for place in places], images, feature_maps, parameters)
+        for places, images in self._open_ahead(posts, deque(sorted(batches, key=min)), threads, cache):
+            tagged = self._tag_batch([posts[place] for place in places], images, cache, parameters)
             outcomes |= zip(places, tagged, strict=True)
             while next_place in outcomes and not isinstance(outcomes[next_place], Exception):
                 yield outcomes.pop(next_place)
@@ -336,21 +391,21 @@ class MnerPipeline(Pipeline):
             raise outcomes[next_place]
 
     def _open_ahead(
-        self, posts: list[dict[str, Any]], batches: deque[list[int]], threads: ThreadPoolExecutor
+        self, posts: list[dict[str, Any]], batches: deque[list[int]], threads: ThreadPoolExecutor, cache: ImageCache
     ) -> Iterator[tuple[list[int], list[Future | dict[str, Any] | None]]]:
         """Each batch with its images, while threads open those of the next ones."""
         opening: deque = deque()
         while batches or opening:
             while batches and len(opening) <= BATCHES_OPENED_AHEAD:
                 places = batches.popleft()
-                opening.append((places, [self._submit_image(posts[place], threads) for place in places]))
+                opening.append((places, [self._submit_image(posts[place], threads, cache) for place in places]))
             yield opening.popleft()
 
     def _tag_batch(
         self,
         posts: list[dict[str, Any]],
         images: list[Future | dict[str, Any] | None],
-        feature_maps: FeatureMapCache,
+        cache: ImageCache,
         parameters: tuple[dict, dict, dict],
     ) -> list:
         """A result for each post, or the error in the place of a post that is at fault.
@@ -359,10 +414,12 @@ class MnerPipeline(Pipeline):
         """
         preprocess_params, forward_params, postprocess_params = parameters
         try:
-            opened = [image.result() if isinstance(image, Future) else self._open(image) if image else None for image in images]
+            opened = [
+                image.result() if isinstance(image, Future) else self._open(image, cache) if image else None for image in images
+            ]
             with _TOKENIZER_LOCK:
                 batch = self.preprocess(posts, opened, **preprocess_params)
-            tagged = self.forward(batch | {"feature_maps": feature_maps}, **forward_params)
+            tagged = self.forward(batch, **forward_params)
             return self.postprocess(tagged, **postprocess_params)
         except ValueError as error:
             if len(posts) == 1:
@@ -370,24 +427,27 @@ class MnerPipeline(Pipeline):
         return [
             outcome
             for post, image in zip(posts, images, strict=True)
-            for outcome in self._tag_batch([post], [image], feature_maps, parameters)
+            for outcome in self._tag_batch([post], [image], cache, parameters)
         ]
 
-    def _submit_image(self, post: dict[str, Any], threads: ThreadPoolExecutor) -> Future | dict[str, Any] | None:
+    def _submit_image(
+        self, post: dict[str, Any], threads: ThreadPoolExecutor, cache: ImageCache
+    ) -> Future | dict[str, Any] | None:
         if post["image"] is None:
             return None
         # A PIL image may be another post's as well, and is not safe to be read by two threads.
-        return post if isinstance(post["image"], Image.Image) else threads.submit(self._open, post)
+        return post if isinstance(post["image"], Image.Image) else threads.submit(self._open, post, cache)
 
-    def _open(self, post: dict[str, Any]) -> PreparedImage:
-        (image,), (size,) = self.processor.load_reduced_images([post["image"]], names=[post["where"]], allow_urls=True)
-        pixels = self.processor.image_processor(images=[image], return_tensors="pt")["pixel_values"][0]
-        return PreparedImage(
-            key=hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
-            pixels=pixels,
-            size=size,
-            image=image if self.processor.needs_image(post["boxes"]) else None,
-        )
+    def _open(self, post: dict[str, Any], cache: ImageCache) -> PreparedImage:
+        source, key = self.processor.read_source(post["image"], post["where"], allow_urls=True)
+        needs_image, shared = self.processor.needs_image(post["boxes"]), cache.get(key)
+        if shared is not None and not needs_image:
+            return PreparedImage(shared, None)
+        (image,), (size,) = self.processor.load_reduced_images([source], names=[post["where"]], boxes=[post["boxes"]])
+        if shared is None:
+            pixels = self.processor.image_processor(images=[image], return_tensors="pt")["pixel_values"][0]
+            shared = cache.add(key or hashlib.sha256(pixels.numpy().tobytes()).hexdigest(), StreamImage(size, pixels))
+        return PreparedImage(shared, image if needs_image else None)
 
     def _load(self, post: dict[str, Any]) -> Image.Image | None:
         return self.processor.load_images([post["image"]], names=[post["where"]], allow_urls=True)[0]
@@ -418,24 +478,23 @@ class MnerPipeline(Pipeline):
         return parsed | {name: _as_lists(parsed[name]) for name in REGION_FIELDS} | {"where": where}
 
     def preprocess(self, posts: list[dict[str, Any]], opened: list[PreparedImage | None]) -> dict[str, Any]:
-        sizes = [image and image.size for image in opened]
+        sizes = [image and image.shared.size for image in opened]
         region_fields = {name: [post[name] for post in posts] for name in REGION_FIELDS}
-        images_or_sizes = [image and (image.image or image.size) for image in opened]
+        images_or_sizes = [image and (image.image or image.shared.size) for image in opened]
         regions = self.processor.extract_regions(images_or_sizes, **region_fields, names=[post["where"] for post in posts])
         features = self.processor.encode([post["words"] for post in posts], regions, sizes)
-        present = [image for image in opened if image is not None]
         return {
             "features": dict(features),
             "posts": posts,
             "regions": regions,
-            "keys": [image.key for image in present],
-            "pixels": [image.pixels for image in present],
+            "images": [image.shared for image in opened if image is not None],
         }
 
     def _forward(self, batch: dict[str, Any]) -> dict[str, Any]:
-        features, keys = batch["features"], batch["keys"]
-        if keys and self.model.config.levels:
-            encoded = torch.stack(batch["feature_maps"].features(keys, batch["pixels"], self.model.get_image_features))
+        features, images = batch["features"], batch["images"]
+        if images and self.model.config.levels:
+            self._encode_new(images)
+            encoded = torch.stack([image.feature_map for image in images])
             vision_features = encoded.new_zeros(len(batch["posts"]), *encoded.shape[1:])
             vision_features[features["has_image"]] = encoded
             features = features | {"vision_features": vision_features}
@@ -450,6 +509,14 @@ class MnerPipeline(Pipeline):
             "relevance": outputs.relevance.float(),
             "attention": outputs.word_region_attention.float(),
         }
+
+    def _encode_new(self, images: list[StreamImage]):
+        """Encode the images that are not encoded yet, each once."""
+        new = list(dict.fromkeys(image for image in images if image.feature_map is None))
+        if new:
+            pixels = torch.stack([image.pixels for image in new]).to(self.device)
+            for image, feature_map in zip(new, self.model.get_image_features(pixels), strict=True):
+                image.feature_map, image.pixels = feature_map.clone(), None
 
     def postprocess(
         self, tagged: dict[str, Any], return_attention: bool = False, return_relevance: bool = False

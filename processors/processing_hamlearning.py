@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, BertweetTokenizer, ProcessorMixin
 
-from .image_loading import ImageError, load_image, load_reduced
+from .image_loading import ImageError, content_key, load_image, load_reduced, read_source
 from .image_processing_hamlearning import HamLearningImageProcessor, resize_target  # noqa: F401  (saved with the processor)
 from .region_extraction import (
     REGION_FIELDS,
@@ -31,8 +31,6 @@ DEFAULT_MAX_LENGTH, LARGEST_MAX_LENGTH = 512, 100_000
 WINDOW_OVERLAP = 0.25
 # The encoder reads this much of a word, and of a region's label: the rest says nothing more about an entity.
 MAX_WORD_CHARACTERS, MAX_LABEL_TOKENS = 200, 8
-# Detectors resize the shorter side of an image to about this many pixels: it is not reduced below what they need.
-DETECTOR_SIDE = 800
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -99,7 +97,7 @@ class HamLearningProcessor(ProcessorMixin):
             self._per_post(field, value, len(words), single)
             for field, value in zip(("images", *REGION_FIELDS), (images, boxes, box_labels, box_scores), strict=True)
         )
-        images, image_sizes = self.load_reduced_images(images)
+        images, image_sizes = self.load_reduced_images(images, boxes=boxes)
         regions = self.extract_regions(images, boxes, box_labels, box_scores)
         return self.encode(words, regions, image_sizes, images)
 
@@ -143,18 +141,33 @@ class HamLearningProcessor(ProcessorMixin):
         """An image upright and in RGB: see `image_loading.load_image`."""
         return load_image(image, **options)
 
+    @staticmethod
+    def read_source(image: Any, name: str, allow_urls: bool = False) -> tuple[Image.Image | Path | bytes, str | None]:
+        """What a post's image stands for, with a URL fetched: a PIL image, a file or its bytes; and the content's key, by which
+        equal files are known. A PIL image has none: hashing its pixels takes longer than reducing them.
+
+        Raises:
+            ImageError: naming the post.
+        """
+        try:
+            source = read_source(image, allow_urls)
+            return source, None if isinstance(source, Image.Image) else content_key(source)
+        except ImageError as error:
+            raise ImageError(f"{name}, field image: {error}") from error
+
     def load_images(self, images: list, names: list[str] | None = None, allow_urls: bool = False) -> list[Image.Image | None]:
         """Open the images of posts at their full size.
 
         Raises:
             ImageError: naming the post (`names[i]`, or its place).
         """
-        return self._load_images(images, names, allow_urls, None)[0]
+        return self._load_images(images, names, allow_urls, [None] * len(images))[0]
 
     def load_reduced_images(
-        self, images: list, names: list[str] | None = None, allow_urls: bool = False
+        self, images: list, names: list[str] | None = None, allow_urls: bool = False, boxes: list | None = None
     ) -> tuple[list[Image.Image | None], list[tuple[int, int] | None]]:
-        """Open the images of posts for the model: what is much larger than the model's input is reduced while decoded.
+        """Open the images of posts for the model: what is much larger than the model's input is reduced while decoded. A
+        detector's input counts as well, but not for a post that comes with `boxes`.
 
         Returns:
             The images, and height and width of their originals; `None` for a post without.
@@ -162,21 +175,26 @@ class HamLearningProcessor(ProcessorMixin):
         Raises:
             ImageError: naming the post (`names[i]`, or its place).
         """
-        return self._load_images(images, names, allow_urls, self.target_size)
+        boxes = boxes or [None] * len(images)
+        present = [image is not None for image in images]
+        target_sizes = [self.target_size(own) if here else None for own, here in zip(boxes, present, strict=True)]
+        return self._load_images(images, names, allow_urls, target_sizes)
 
-    @property
-    def target_size(self) -> tuple[int, int] | None:
-        """The least height and width that the image processor and the region extractor need; `None` where it is not known."""
-        size = resize_target(self.image_processor)
-        if size is None or not self._extract.reads_images:
-            return size
-        return max(size[0], DETECTOR_SIDE), max(size[1], DETECTOR_SIDE)
+    def target_size(self, boxes: list | None) -> tuple[int, int] | None:
+        """The least height and width that the image processor and, for a post without boxes, the region extractor need; `None`
+        where it is not known.
+        """
+        size, side = resize_target(self.image_processor), self._extract.image_side if boxes is None else 0
+        return None if size is None or side is None else (max(size[0], side), max(size[1], side))
 
     @staticmethod
-    def _load_images(images: list, names: list[str] | None, allow_urls: bool, target_size: tuple[int, int] | None):
+    def _load_images(
+        images: list, names: list[str] | None, allow_urls: bool, target_sizes: list[tuple[int, int] | None]
+    ) -> tuple[list[Image.Image | None], list[tuple[int, int] | None]]:
         names = names or [f"post {index}" for index in range(len(images))]
-        opened, sizes = [], []
-        for image, name in zip(images, names, strict=True):
+        opened: list[Image.Image | None] = []
+        sizes: list[tuple[int, int] | None] = []
+        for image, name, target_size in zip(images, names, target_sizes, strict=True):
             try:
                 image, size = (None, None) if image is None else load_reduced(image, target_size, allow_urls=allow_urls)
             except ImageError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class FixedRegionExtractor:
     """The same boxes, without labels, for every image. Base of the extractors that need no weights."""
 
     reads_images = False
+    image_side = 0
 
     def __init__(self, boxes: list[list[float]], score: float):
         self.regions: Regions = {"boxes": boxes, "box_labels": [""] * len(boxes), "box_scores": [score] * len(boxes)}
@@ -85,6 +87,7 @@ class PrecomputedRegionExtractor:
     """`"precomputed"`: only what comes with the post."""
 
     reads_images = False
+    image_side = 0
 
     def __call__(self, images: list) -> list[Regions]:
         return [no_regions() for _ in images]
@@ -120,21 +123,30 @@ class ObjectDetectionRegionExtractor:
         self.model_name, self.revision, self.threshold = model, revision, threshold
         self.batch_size = whole_number("batch_size", batch_size, 1)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._detector = None
+        self._options = {"revision": revision, "trust_remote_code": False}
 
-    def _load(self):
-        if self._detector is None:
-            options = {"revision": self.revision, "trust_remote_code": False}
-            processor = AutoImageProcessor.from_pretrained(self.model_name, **options)
-            model = AutoModelForObjectDetection.from_pretrained(self.model_name, use_safetensors=True, **options)
-            self._detector = processor, model.to(self.device).eval()
-        return self._detector
+    @cached_property
+    def _processor(self):
+        return AutoImageProcessor.from_pretrained(self.model_name, **self._options)
+
+    @cached_property
+    def _detector(self):
+        model = AutoModelForObjectDetection.from_pretrained(self.model_name, use_safetensors=True, **self._options)
+        return model.to(self.device).eval()
+
+    @property
+    def image_side(self) -> int | None:
+        """Pixels of the shorter side that the detector resizes an image to; `None` where it takes images as large as they are."""
+        if not getattr(self._processor, "do_resize", False):
+            return None
+        size = self._processor.size
+        return size.get("shortest_edge") or max(size.get("height") or 0, size.get("width") or 0) or None
 
     @torch.no_grad()
     def __call__(self, images: list[Image.Image]) -> list[Regions]:
         if not images:
             return []
-        processor, model = self._load()
+        processor, model = self._processor, self._detector
         unpadded = {"do_pad": False} if hasattr(processor, "do_pad") else {}
         regions = [no_regions() for _ in images]
         for first in range(0, len(images), self.batch_size):
@@ -174,6 +186,11 @@ class JoinedRegionExtractor:
         self.max_regions = [config.pop("max_regions") for config in configs]
         self.extractors = [build_region_extractor(**config) for config in configs]
         self.reads_images = any(extractor.reads_images for extractor in self.extractors)
+
+    @property
+    def image_side(self) -> int | None:
+        sides = [extractor.image_side for extractor in self.extractors]
+        return None if None in sides else max(sides)
 
     def __call__(self, images: list) -> list[Regions]:
         parts = []

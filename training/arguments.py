@@ -1,5 +1,6 @@
 """Arguments of `train.py`: a YAML file, and the command line, which overrides it."""
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -49,6 +50,10 @@ class ModelArguments:
     model: str | None = field(
         default=None,
         metadata={"help": "A trained model (folder or Hub name) to evaluate or to go on training; the encoders are its own."},
+    )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={"help": "Train low-rank adapters (LoRA) of this rank in place of the text encoder's own weights."},
     )
 
 
@@ -113,6 +118,15 @@ class MnerTrainingArguments(TrainingArguments):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without a better F1."}
     )
+    seeds: list[int] | None = field(
+        default=None, metadata={"help": "Run once a seed, in folders seed-N of output_dir, and report mean and spread."}
+    )
+    hyperparameter_search: int | None = field(
+        default=None, metadata={"help": "Before training, try so many settings and take those with the best validation F1."}
+    )
+    dataloader_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that read posts and images; if unset, one for four cores, at most 4."}
+    )
     metric_for_best_model: str | None = field(default="f1")
     train_sampling_strategy: str = field(default="group_by_length")
     hub_strategy: str = field(default="end")
@@ -124,6 +138,9 @@ class MnerTrainingArguments(TrainingArguments):
         # A batch without an image leaves the image side without gradients.
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = True
+        if self.dataloader_num_workers is None:
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            self.dataloader_num_workers = min(4, (os.cpu_count() or 1) // (4 * processes))
         super().__post_init__()
         check_supported(self)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from datasets import Dataset
@@ -17,6 +17,7 @@ from transformers import Trainer
 
 from modeling_hamlearning import HamLearningForTokenClassification
 from modeling_hamlearning.crf import padded_paths
+from modeling_hamlearning.grounding import ABSENT_SCORE, entity_overlaps, entity_scores, grounding_loss
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
@@ -65,12 +66,60 @@ def fit_temperature(model: HamLearningForTokenClassification, batches: Iterable[
 
 
 def calibrate(model: HamLearningForTokenClassification, trainer: Trainer, rows: Dataset) -> float:
-    """Fit and apply a temperature on posts the model was not trained on; every process reads all of them."""
+    """Fit and apply a temperature on posts the model was not trained on; every process reads all of them.
+
+    Where the posts say which boxes show their entities, the grounding head gets a temperature of its own.
+
+    Returns:
+        The temperature of the entities' scores.
+    """
     loader = DataLoader(rows, trainer.args.per_device_eval_batch_size, collate_fn=trainer.data_collator)
-    batches = ({name: value for name, value in batch.items() if name != "ids"} for batch in loader)
-    temperature = fit_temperature(model, tqdm(batches, desc="temperature", total=len(loader)))
+
+    def batches(name: str) -> Iterator[dict[str, Tensor]]:
+        for batch in tqdm(loader, desc=name):
+            yield {field: value for field, value in batch.items() if field != "ids"}
+
+    temperature = fit_temperature(model, batches("temperature"))
     apply_temperature(model, temperature)
+    if model.config.has_grounding and "entity_boxes" in rows.column_names:
+        scale_grounding(model, fit_grounding_temperature(model, batches("grounding temperature")))
     return temperature
+
+
+@torch.no_grad()
+def fit_grounding_temperature(model: HamLearningForTokenClassification, batches: Iterable[dict[str, Tensor]]) -> float:
+    """Find the temperature with the least grounding loss of the gold entities; 1 where none is annotated.
+
+    Args:
+        batches: what `forward` takes, with `labels` and `region_overlaps`, of posts that the model was not trained on.
+    """
+    model.eval()
+    entities = []
+    for batch in batches:
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        outputs = model(**batch)
+        if outputs.grounding_scores is not None:
+            spans = model.crf.gold_spans(batch["labels"], batch["word_mask"].bool())
+            overlaps = entity_overlaps(batch["region_overlaps"], spans)
+            entities.append((entity_scores(outputs.grounding_scores, spans).double(), overlaps))
+
+    def loss(log_temperature: float) -> float:
+        temperature = math.exp(log_temperature)
+        return sum(
+            grounding_loss(torch.where(scores > ABSENT_SCORE / 2, scores / temperature, scores), overlaps).item()
+            for scores, overlaps in entities
+        )
+
+    if loss(0.0) == 0:
+        return 1.0
+    return math.exp(minimize_scalar(loss, bounds=(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)), method="bounded").x)
+
+
+@torch.no_grad()
+def scale_grounding(model: HamLearningForTokenClassification, temperature: float):
+    """Divide the grounding head's scores by the temperature: the likeliest region stays, its probability changes."""
+    for parameter in model.model.image_branch.grounding.word_outer.parameters():
+        parameter.div_(temperature)
 
 
 @torch.no_grad()

@@ -35,6 +35,9 @@ def write_card(
     references: dict[str, dict[str, Any]] | None = None,
     checkpoint: str = "checkpoint of the last epoch",
     notes: list[str] | None = None,
+    test_metrics: dict[str, Any] | None = None,
+    confusion: str = "",
+    is_grounded: bool = False,
     license: str | None = None,
     language: str | None = None,
     dataset: str | None = None,
@@ -48,12 +51,17 @@ def write_card(
             with `f1` and `f1_strict`.
         checkpoint: which one was scored.
         notes: sentences about the training, such as how many images could not be read.
+        test_metrics: the same as `metrics`, of the test split.
+        confusion: the validation split's table of types, in Markdown; its picture lies beside the card.
+        is_grounded: whether the model has a grounding head.
         license: the Hub's identifier of the model's licence; "unknown" there where nobody said.
         language: code of the posts' language.
         dataset: the data's name on the Hub, if they lie there.
     """
     references = references or {}
     rows = {"": metrics, **{f", {name}": values for name, values in references.items()}} if metrics else {}
+    scored = [("validation", suffix, values) for suffix, values in rows.items()]
+    scored += [("test", ", test split", test_metrics)] if test_metrics else []
     types = sorted({label[2:] for label in labels if label != "O"})
     data = ModelCardData(
         library_name="transformers",
@@ -70,17 +78,17 @@ def write_card(
                 task_name="Multimodal named entity recognition",
                 dataset_type=data_name.replace(" ", "-").lower(),
                 dataset_name=data_name,
-                dataset_split="validation",
+                dataset_split=split,
                 metric_type="f1",
                 metric_name=f"F1 ({convention}){suffix}",
                 metric_value=round(values[key], 4),
             )
-            for suffix, values in rows.items()
+            for split, suffix, values in scored
             for convention, key in CONVENTIONS.items()
         ]
         or None,
     )
-    if not rows:
+    if not scored:
         del data.model_name  # without scores it would stand in the metadata by itself
     card = ModelCard.from_template(
         data,
@@ -89,7 +97,13 @@ def write_card(
         data_name=data_name,
         checkpoint=checkpoint,
         types=", ".join(types),
-        scores=_scores(metrics, types, references),
+        scores=scores_table(metrics, types, references),
+        test_scores=scores_table(test_metrics, types, {}) if test_metrics else "",
+        confusion=confusion,
+        region_meaning="which region of the image shows it, or\nthat none does"
+        if is_grounded
+        else "which region of the\nimage its words attended to",
+        region_limit="takes for the entity" if is_grounded else "attended to",
         hashes="\n".join(f"- {split}: `{value}`" for split, value in data_hashes.items()) or "- generated",
         settings=yaml.safe_dump(settings, sort_keys=True, allow_unicode=True).strip(),
         notes="\n\n".join(notes or []),
@@ -118,7 +132,8 @@ def read_reference_scores(path: str | Path | None) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _scores(metrics: dict[str, Any], types: list[str], references: dict[str, dict[str, Any]]) -> str:
+def scores_table(metrics: dict[str, Any], types: list[str], references: dict[str, dict[str, Any]]) -> str:
+    """F1 of all entities, of each type and of the references, in Markdown."""
     if not metrics:
         return "No validation was run."
     totals = f"{metrics['gold_total']} / {metrics['gold_total_strict']}"
@@ -130,4 +145,19 @@ def _scores(metrics: dict[str, Any], types: list[str], references: dict[str, dic
             totals = f"{default['gold_total']} / {strict['gold_total']}"
             rows.append([entity_type, f"{default['f1']:.4f}", f"{strict['f1']:.4f}", totals])
     rows += [[f"*{name}*", f"{values['f1']:.4f}", f"{values['f1_strict']:.4f}", ""] for name, values in references.items()]
-    return markdown_table(["", "F1, default seqeval", "F1, strict IOB2", "gold entities, default / strict"], rows)
+    table = markdown_table(["", "F1, default seqeval", "F1, strict IOB2", "gold entities, default / strict"], rows)
+    return f"{table}\n\n{_grounding(metrics)}" if "gmner_f1" in metrics else table
+
+
+def _grounding(metrics: dict[str, Any]) -> str:
+    gold, found = metrics["grounding_gold_total"], metrics["grounding_accuracy_total"]
+    rows = [
+        ["GMNER F1: span, type and region", f"{metrics['gmner_f1']:.4f}", gold],
+        ["EEG F1: span and region", f"{metrics['eeg_f1']:.4f}", gold],
+        ["grounding accuracy given the right span", f"{metrics['grounding_accuracy']:.4f}", found],
+    ]
+    explanation = (
+        "A region is right with an IoU of 0.5 or more with one of the entity's boxes, and no region where the image does not "
+        "show the entity. Entities without annotation are left out."
+    )
+    return f"{markdown_table(['where in the image', 'score', 'gold entities'], rows)}\n\n{explanation}"

@@ -67,7 +67,8 @@ class MnerCollator:
         labels = np.full(batch["word_mask"].shape, -100, dtype=np.int64)
         labels[batch["word_mask"].numpy()] = np.concatenate([np.asarray(row["ner_tags"], int) for row in rows])
         batch["labels"] = torch.from_numpy(labels)
-        if any("entity_boxes" in row for row in rows):
+        # A batch without an image has no regions.
+        if "region_mask" in batch and any("entity_boxes" in row for row in rows):
             batch["region_overlaps"] = _region_overlaps(rows, regions, batch["region_mask"].shape[1])
         batch["ids"] = [row["id"] for row in rows]
         return batch
@@ -86,12 +87,13 @@ class MnerCollator:
         return image
 
     def _load(self, row: dict[str, Any]) -> tuple[Any, tuple[int, int] | None, torch.Tensor | None]:
+        target_size = self.processor.target_size(row.get("boxes"))
         if self.vision_cache is None:
-            image, size = load_reduced(row["image"], self.processor.target_size)
+            image, size = load_reduced(row["image"], target_size)
             return image, size, None
         feature_map, size = self.vision_cache.get(row["image"])
         if self.processor.needs_image(row.get("boxes")):
-            return load_reduced(row["image"], self.processor.target_size)[0], size, feature_map
+            return load_reduced(row["image"], target_size)[0], size, feature_map
         return size, size, feature_map
 
     def _count(self, row: dict[str, Any], is_readable: bool):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -34,11 +35,12 @@ class VisionCache:
         image_processor: BaseImageProcessor,
         precision: torch.dtype | None = None,
     ) -> VisionCache:
-        """The cache of this backbone under `folder`. Another architecture, other weights, another image processor or another
-        autocast precision has a cache of its own.
+        """The cache of this backbone under `folder`. Another architecture, other weights, another image processor, another way
+        to decode images or another autocast precision has a cache of its own.
         """
         settings = image_processor.to_json_string(), model.config.vision_config.to_json_string(), str(precision)
         digest = hashlib.sha256(repr(settings).encode())
+        digest.update(_decoding(image_processor))
         for name, tensor in sorted(model.vision_encoder.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -102,3 +104,17 @@ class VisionCache:
                 encode()
         if batch:
             encode()
+
+
+def _decoding(image_processor: BaseImageProcessor) -> bytes:
+    """The pixels that become of two large files: a new version of a decoder, of resizing or of our own code changes them."""
+    target = resize_target(image_processor)
+    gradient = PIL.Image.radial_gradient("L").resize((2000, 1500), PIL.Image.Resampling.BICUBIC)
+    probe = PIL.Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180)))
+    pixels = b""
+    for kind in ("JPEG", "PNG"):
+        file = io.BytesIO()
+        probe.save(file, kind)
+        image = load_image(file, target_size=target)
+        pixels += image_processor(images=[image], return_tensors="pt")["pixel_values"].numpy().tobytes()
+    return pixels

@@ -26,7 +26,7 @@ SMALL_TEXT = {
 SMALL_MODEL = {"fusion_size": 128, "num_iterations": 2, "fusion_attention_heads": 4}
 ONLY_SCENE = NO_LEVELS | {"use_global": True}
 FULL, TEXT_ALONE, PLAIN, POOLED = "full model", "text alone", "plain recipe", "pooled image"
-ANOTHERS = "another post's images"
+OTHER_IMAGES = "another post's images"
 
 
 def _backbone() -> dict[str, str]:
@@ -222,7 +222,7 @@ def _paintings_experiments(seed: int) -> Iterator[Experiment]:
     yield Experiment("paintings", "paintings", PLAIN, seed, text, baseline="plain", images="none")
     yield Experiment("paintings", "paintings", TEXT_ALONE, seed, alone, images="none", curve=True)
     yield Experiment("paintings", "paintings", FULL, seed, frozen, curve=True)
-    yield Experiment("paintings", "paintings", ANOTHERS, seed, frozen, images="another", curve=True)
+    yield Experiment("paintings", "paintings", OTHER_IMAGES, seed, frozen, images="another", curve=True)
     for model, switches in LEFT_OUT.items():
         settings = frozen | {"model_config": model_config | switches}
         yield Experiment("paintings", "paintings", model, seed, settings, curve=True)
@@ -273,7 +273,7 @@ def _phototweets_experiments(seed: int) -> Iterator[Experiment]:
 
     yield experiment(TEXT_ALONE, text | {"model_config": NO_LEVELS}, "none", curve=True)
     yield experiment(FULL, curve=True)
-    yield experiment(ANOTHERS, images="another", curve=True)
+    yield experiment(OTHER_IMAGES, images="another", curve=True)
     if seed in MORE_SEEDS:
         return
     yield experiment(PLAIN, text, "none", baseline="plain")
@@ -318,18 +318,20 @@ def _grounding_experiments(seed: int) -> Iterator[Experiment]:
         settings = _synthetic_settings(scenario)
         model_config = settings["model_config"] | GROUNDED
         yield Experiment("grounding", scenario, FULL, seed, settings | {"model_config": model_config})
+    # As in the section of the phototweets, with the anchors beside the detector's regions.
     photos = {
         "text": text_encoder(),
         **_backbone(),
         "freeze_vision": True,
-        "image_size": 224,
         "region_config": {"name": "precomputed", "max_regions": MOST_REGIONS},
         "per_device_train_batch_size": 16,
-        "num_train_epochs": 5,
+        "num_train_epochs": 6,
         "learning_rate": 1e-4,
         "head_learning_rate": 1e-3,
         "warmup_steps": 0.1,
         "weight_decay": 0.01,
+        "bf16": True,
+        "use_cpu": True,
     }
     yield Experiment("grounding", "phototweets", FULL, seed, photos | {"model_config": GROUNDED})
     yield Experiment("grounding", "phototweets", "attention alone", seed, photos)

@@ -7,7 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.speed import SUB_TOKENS, WORDS, base_model, image_branch_inputs, posts_like_tweets
+from benchmarks.speed import image_branch_inputs
+from benchmarks.timing import SUB_TOKENS, WORDS, base_model, posts_like_tweets
 
 # Twice what was counted when this was written: 8 posts of the middle of the distribution, all levels, three rounds.
 MOST_FLOPS_ABOVE, MOST_CALLS_ABOVE = 0.0521, 2.91

@@ -19,7 +19,7 @@ pytest.importorskip("ray", reason="bulk tagging needs the extra bulk")
 import predict  # noqa: E402
 from bulk.output import adopt_run_folder  # noqa: E402
 from mner_data.files import OutputError  # noqa: E402
-from mner_data.readers import DataError  # noqa: E402
+from mner_data.readers import DataError, read_conll  # noqa: E402
 from predict import cli, main  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,3 +164,25 @@ def test_a_folder_as_people_have_it(tmp_path, model, on_ray, capsys):
     (data / "regions.jsonl").write_text(json.dumps({"id": "2", "boxes": [], "box_labels": [], "box_scores": []}))
     with pytest.raises(OutputError, match="another run .*data"):
         main(command)
+
+
+@pytest.mark.ray
+def test_results_as_one_file(on_ray, model, ner, tmp_path):
+    """As CoNLL they are read by the project's own reader, as JSONL they are the rows."""
+    lines = [{"id": "a b", "text": "Jordan scores again in Amazon park"}, {"id": "words", "tokens": ["New", "York City", ""]}]
+    lines += [{"id": "none", "text": ""}, {"id": "broken", "text": 3}]
+    (tmp_path / "posts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ["--model", str(model), "--data", str(tmp_path / "posts.jsonl"), "--workers", "1", "--gpus", "0"]
+    conll = main([*command, "--output", str(tmp_path / "conll"), "--output_format", "conll"]) / "tagged.conll"
+    posts = {post["id"]: post for post in read_conll(conll)}
+    assert posts["words"]["tokens"] == ["New", "York\ufffdCity", "\ufffd"] and "broken" not in posts
+    expected = ner.to_bio(ner(lines[0]["text"]), 6)
+    assert posts["a b"]["labels"] == expected and set(expected) != {"O"}
+
+    jsonl = main([*command, "--output", str(tmp_path / "jsonl"), "--output_format", "jsonl"]) / "tagged.jsonl"
+    rows = {row["id"]: row for row in map(json.loads, jsonl.read_text(encoding="utf-8").splitlines())}
+    assert set(rows) == {"a b", "words", "none", "broken"} and rows["broken"]["error"]
+    assert [entity["word"] for entity in rows["a b"]["entities"]] == [entity["word"] for entity in ner(lines[0]["text"])]
+    # What was lost after the run is written again.
+    jsonl.unlink()
+    assert main([*command, "--output", str(tmp_path / "jsonl"), "--output_format", "jsonl"]) and jsonl.is_file()

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-from hub_scripts.export_onnx import export, quantize
+from hub_scripts.export_onnx import export, main, quantize
 from mner_data.synthetic_images import pure_noise
 from modeling_hamlearning import HamLearningForTokenClassification, HamLearningOnnxForTokenClassification
 from tests.tiny_model import random_batch, saved_tiny_model
@@ -28,7 +28,10 @@ def folders(tmp_path_factory):
     saved_tiny_model(folder / "model", grounding_loss_weight=1.0)
     export(folder / "model", folder / "exported")
     shutil.copytree(folder / "exported", folder / "int8")
-    quantize(folder / "int8")
+    (folder / "images").mkdir()
+    for seed in range(3):
+        pure_noise(Image.new("RGB", (90, 50)), seed=seed).save(folder / "images" / f"{seed}.png")
+    quantize(folder / "int8", folder / "images")
     return folder
 
 
@@ -64,6 +67,8 @@ def differences(eager, exported, batch):
         if name == "grounding_scores" and expected is None:  # no post is read with an image: nothing is shown
             assert actual.argmax(-1).eq(actual.shape[-1] - 1).all()
             continue
+        if name == "grounding_scores":  # of a post without an image only the probabilities are the same, all for "not shown"
+            expected, actual = expected.softmax(-1), actual.softmax(-1)
         assert expected.shape == actual.shape, name
         if name != "relevance":
             expected, actual = expected * words, actual * words
@@ -154,6 +159,41 @@ def test_int8_is_close(folders, eager):
     graph = onnx.load(folders / "int8" / "model.onnx").graph
     weights = {tensor.name for tensor in graph.initializer}
     assert not [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]
+
+
+def test_int8_of_the_backbone_is_close_and_by_channel(folders, eager):
+    quantised = HamLearningOnnxForTokenClassification.from_pretrained(folders / "int8")
+    pixels = random_batch(4)["pixel_values"]
+    with torch.no_grad():
+        expected, actual = eager.get_image_features(pixels), quantised.get_image_features(pixels)
+    assert 0 < (actual - expected).norm() < 0.1 * expected.norm()
+    graph = onnx.load(folders / "int8" / "vision.onnx").graph
+    made_by, scales = ({}, {tensor.name: tensor.dims for tensor in graph.initializer})
+    for node in graph.node:
+        made_by |= dict.fromkeys(node.output, node)
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    for node in convolutions:
+        values, weights = (made_by[name] for name in node.input[:2])
+        assert values.op_type == weights.op_type == "DequantizeLinear"
+        assert scales[weights.input[1]] == scales[weights.input[0]][:1], "one scale a channel"
+    assert convolutions
+
+
+def test_the_command_quantizes_with_images_and_says_what_it_needs(folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hub_scripts.export_onnx.export", lambda model, out: shutil.copytree(folders / "exported", out))
+    main([str(folders / "model"), str(tmp_path / "halves"), "--int8"])
+    assert "vision.onnx stay in 32 bits: give --calibration_images" in capsys.readouterr().out
+    main([str(folders / "model"), str(tmp_path / "both"), "--int8", "--calibration_images", str(folders / "images")])
+    assert "32 bits" not in capsys.readouterr().out
+    sizes = [(tmp_path / name / "vision.onnx").stat().st_size for name in ("halves", "both")]
+    assert sizes[1] < 0.4 * sizes[0]
+    with pytest.raises(ValueError, match="calibration_images: expected a folder with images"):
+        quantize(tmp_path / "both", tmp_path)
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="calibration_images, a.jpg, field image: is not an image"):
+        quantize(tmp_path / "both", tmp_path)
+    with pytest.raises(ValueError, match="it is for --int8"):
+        main([str(folders / "model"), str(tmp_path / "again"), "--calibration_images", str(folders / "images")])
 
 
 def test_no_path_of_this_machine_is_written(folders):

@@ -22,6 +22,7 @@ import torch
 from datasets import Dataset, load_from_disk
 from PIL import Image
 from transformers import AutoConfig, pipeline
+from transformers.utils import logging
 
 from mner_data.synthetic_images import pure_noise
 from modeling_hamlearning import MnerPipeline
@@ -117,29 +118,27 @@ def test_equal_pictures_of_a_stream_are_encoded_once(ner, posts, folder, monkeyp
     assert encoded == []
 
 
+def test_a_file_that_occurs_again_is_not_decoded_again(ner, folder, monkeypatch):
+    decoded = []
+    own = ner.processor.load_reduced_images
+    monkeypatch.setattr(ner.processor, "load_reduced_images", lambda *args, **kw: decoded.append(1) or own(*args, **kw))
+    stream = [{"text": text, "image": str(folder / "photo.png")} for text in TEXTS]
+    expected = [ner(post) for post in stream]
+    assert len(decoded) == len(stream), "a call knows nothing of the ones before"
+    decoded.clear()
+    close(ner(stream, batch_size=2, num_workers=1), expected)
+    assert len(decoded) == 1
+
+
 def test_what_is_kept_of_pictures_has_a_bound():
-    encoded = sys.modules[MnerPipeline.__module__].FeatureMapCache(max_entries=4)
-    pictures = {str(place): torch.full((1, 2, 2), float(place)) for place in range(5)}
-    seen = []
-
-    def encode(pixels):
-        seen.extend(pixels[:, 0, 0, 0].tolist())
-        return pixels
-
-    def ask(*keys):
-        found = encoded.features(list(keys), [pictures[key] for key in keys], encode)
-        assert [one[0, 0, 0].item() for one in found] == [float(key) for key in keys]
-
-    ask("0", "1", "0")
-    ask("2", "3", "0")
-    assert seen == [0, 1, 2, 3] and len(encoded.entries) == 4
-    ask("4")  # takes the place of the one that was asked for longest ago
-    ask("0", "2")
-    assert seen == [0, 1, 2, 3, 4]
-    ask("1")
-    assert seen == [0, 1, 2, 3, 4, 1] and len(encoded.entries) == 4
-    ask("0", "1", "2", "3", "4")  # a batch larger than the bound
-    assert len(encoded.entries) == 4
+    module = sys.modules[MnerPipeline.__module__]
+    cache, images = module.ImageCache(max_entries=3), [module.StreamImage((1, 1), torch.zeros(3, 1, 1)) for _ in range(4)]
+    for place in range(3):
+        assert cache.get(str(place)) is None and cache.add(str(place), images[place]) is images[place]
+    assert cache.get("0") is images[0]
+    cache.add("3", images[3])  # takes the place of the one that was asked for longest ago
+    assert [cache.get(key) for key in "0123"] == [images[0], None, images[2], images[3]]
+    assert cache.add("0", images[1]) is images[0], "two threads that open equal files share one"
 
 
 def test_generators_and_data_sets(ner, posts):
@@ -212,6 +211,24 @@ def test_a_region_is_attended_by_an_entitys_first_word(ner, monkeypatch):
         shown = [region["attention"] for region in entity["region_attention"]]
         assert shown == pytest.approx(attention[first].tolist(), abs=1e-5)
         assert shown != pytest.approx(attention[first + 1].tolist(), abs=1e-3)
+
+
+def test_a_grounding_head_names_the_region_or_none(tmp_path, monkeypatch):
+    grounded = pipeline("mner", model=str(saved_tiny_model(tmp_path, grounding_loss_weight=1.0)), trust_remote_code=True)
+    emissions = 100.0 * torch.eye(len(LABELS))[[1, 2, 0, 3]]
+    monkeypatch.setattr(grounded.model.classifier, "forward", lambda hidden: emissions.expand(len(hidden), -1, -1))
+    head = grounded.model.model.image_branch.grounding
+    # Of four regions the words of the first entity name the third; the second entity is not shown.
+    scores = torch.tensor([[0.0, 0, 3, 0, 0], [0, 0, 1, 0, 0], [0] * 5, [0, 0, 1, 0, 2]])
+    monkeypatch.setattr(head, "forward", lambda words, memories, mask: scores.expand(len(words), -1, -1))
+    post = {"text": "Saint Martin said hello", "image": Image.new("RGB", (80, 40))}
+    first, second = grounded(post, return_attention=True)
+    assert first["region"]["box"] == {"xmin": 0, "ymin": 20, "xmax": 40, "ymax": 40}
+    assert first["region"]["probability"] == pytest.approx(torch.tensor([0.0, 0, 2, 0, 0]).softmax(0)[2].item())
+    assert second["region"] is None and len(second["region_attention"]) == 4
+    html = grounded.draw_html(post, [first, second])
+    assert f"<td>unnamed {first['region']['probability']:.2f}</td>" in html and "<td>–</td>" in html
+    assert [entity["region"] for entity in grounded(post["text"])] == [None, None]
 
 
 def test_drawing_a_post(ner, posts):
@@ -527,3 +544,31 @@ def test_nothing_of_the_host_is_loaded(ner, monkeypatch):
 
     monkeypatch.setattr(ctypes, "CDLL", refuse)
     assert isinstance(ner(TEXTS[:2]), list)
+
+
+def test_results_in_the_forms_of_others(ner, posts):
+    results = ner(posts)
+    found = [{"entity_group": "LOC", "word_start": 4, "word_end": 6}]
+    assert ner.to_conll(posts[0], found) == "Jordan\tO\nscores\tO\nagain\tO\nin\tO\nAmazon\tB-LOC\npark\tI-LOC\n"
+    assert ner.to_conll(posts[6], {"entities": [], "relevance": None}) == "New\tO\nYork\tO\nKnicks\tO\n"
+
+    table = ner.to_dataframe(results)
+    assert len(table) == sum(map(len, results)) and list(table["post"]) == sorted(table["post"])
+    assert {"entity_group", "score", "word", "start", "word_end", "relevance.global", "region.box.xmin"} <= set(table.columns)
+    assert ner.to_dataframe([]).empty
+
+
+def test_entities_of_a_spacy_doc(ner, caplog):
+    spacy = pytest.importorskip("spacy", reason="needs the extra spacy")
+    text = "Jordan scores  again in Amazon park"
+    result = ner(text)
+    doc = ner.to_spacy(spacy.blank("en")(text), result)
+    assert [(entity.start_char, entity.end_char, entity.label_) for entity in doc.ents] == [
+        (entity["start"], entity["end"], entity["entity_group"]) for entity in result
+    ] and doc.ents
+    # Entities that end within a token: both lie in "Jordan", of which the first stays.
+    parts = [result[0] | {"start": 0, "end": 3}, result[0] | {"start": 3, "end": 6}]
+    logging.enable_propagation()
+    doc = ner.to_spacy(spacy.blank("en")(text), parts)
+    logging.disable_propagation()
+    assert [entity.text for entity in doc.ents] == ["Jordan"] and "2 entities were widened" in caplog.text

@@ -298,7 +298,7 @@ def test_large_images_are_reduced_and_look_the_same(kind, size):
     image, (height, width) = load_reduced(source, (32, 48))
     assert (width, height) == size
     for side, original, target in ((image.width, width, 48), (image.height, height, 32)):
-        assert min(original, 3 * target) <= side <= max(6 * target, original // 2) and side <= original
+        assert min(original, 2 * target) <= side <= max(4 * target, original // 2) and side <= original
     processor = HamLearningImageProcessor(size={"height": 32, "width": 48}, do_normalize=False)
     pixels = processor(images=[load_image(source), image], return_tensors="pt")["pixel_values"]
     assert (pixels[0] - pixels[1]).abs().max() < 0.15 and (pixels[0] - pixels[1]).abs().mean() < 0.005
@@ -311,7 +311,7 @@ def test_a_turned_image_is_reduced_by_its_upright_sides():
     upright = Image.new("RGB", (200, 4000), "red")
     stored = as_bytes(upright.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif)
     image, size = load_reduced(stored, (100, 60))
-    assert size == (4000, 200) and image.width == 200 and 300 <= image.height < 700
+    assert size == (4000, 200) and 120 <= image.width <= 200 and 200 <= image.height < 500
 
 
 def png_of_zeros(side: int, color: int, bits: int, channels: int) -> bytes:

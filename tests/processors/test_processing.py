@@ -349,7 +349,7 @@ def detector(tmp_path_factory):
 def test_object_detection(detector):
     config = {"name": "object-detection", "model": str(detector), "threshold": 0.0, "batch_size": 2, "max_regions": 4}
     processor = make_processor(region_config=config)
-    assert processor._extract._detector is None, "the weights are loaded when first needed"
+    assert "_detector" not in vars(processor._extract), "the weights are loaded when first needed"
     images = [pure_noise(Image.new("RGB", (40 + 9 * place, 30)), seed=place) for place in range(3)]
     features = processor(text=["a", "b", "c", "d"], images=[images[0], None, *images[1:]])
     assert features["region_mask"].sum(1).tolist() == [4, 0, 4, 4]
@@ -359,6 +359,31 @@ def test_object_detection(detector):
     assert alone["box_scores"] and alone["boxes"] != processor.extract_regions([images[0]])[0]["boxes"]
     given = processor.extract_regions(images[:1], [[[0, 0, 1, 1]]])
     assert given[0]["boxes"] == [[0, 0, 1, 1]], "boxes given take the place of the detector"
+
+
+SIDES = {
+    "grid": ("grid", (32, 32)),
+    "a square": ({"height": 90, "width": 64}, (90, 90)),
+    "the shorter side": ({"shortest_edge": 64, "longest_edge": 128}, (64, 64)),
+    "bounds alone": ({"max_height": 64, "max_width": 64}, None),
+}
+
+
+@pytest.mark.parametrize("kind", SIDES)
+def test_images_are_decoded_as_large_as_the_detector_needs(detector, tmp_path, kind):
+    size, expected = SIDES[kind]
+    if kind != "grid":
+        shutil.copytree(detector, tmp_path / "detector")
+        YolosImageProcessor(size=size).save_pretrained(tmp_path / "detector")
+    detection = {"name": "object-detection", "model": str(tmp_path / "detector")}
+    processor = make_processor(region_config="grid" if kind == "grid" else ["grid", detection])
+    assert processor.target_size(None) == expected
+    assert processor.target_size([[0, 0, 1, 1]]) == (32, 32), "with boxes the detector is not asked"
+    photo = Image.new("RGB", (3200, 1600))
+    images, sizes = processor.load_reduced_images([photo, photo, None], boxes=[None, [[0, 0, 1, 1]], None])
+    assert sizes == [(1600, 3200), (1600, 3200), None]
+    side = 2 * expected[0] if expected else 1600
+    assert side <= images[0].height < 2 * side and 64 <= images[1].height < 128
 
 
 DETECTORS = {

@@ -104,3 +104,11 @@ def test_reentrant_checkpointing_is_refused_on_several_processes_only(name, tmp_
     MnerTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: True})
     with pytest.raises(ValueError, match="use_reentrant fails on several processes"):
         MnerTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+@pytest.mark.parametrize(("cores", "processes", "workers"), [(1, 1, 0), (4, 1, 1), (64, 1, 4), (64, 8, 2), (None, 1, 0)])
+def test_posts_are_read_by_other_processes_where_there_are_cores(cores, processes, workers, monkeypatch, tmp_path):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert MnerTrainingArguments(output_dir=str(tmp_path)).dataloader_num_workers == workers
+    assert MnerTrainingArguments(output_dir=str(tmp_path), dataloader_num_workers=3).dataloader_num_workers == 3

@@ -8,8 +8,9 @@ import pytest
 import torch
 from seqeval.metrics.sequence_labeling import get_entities
 
+from modeling_hamlearning.grounding import entity_overlaps, entity_scores, grounding_loss
 from tests.tiny_model import LABELS, random_batch, tiny_model
-from training.calibration import apply_temperature, fit_temperature
+from training.calibration import apply_temperature, fit_grounding_temperature, fit_temperature, scale_grounding
 
 from ..modeling.test_crf import enumerate_paths
 
@@ -97,3 +98,34 @@ def test_posts_without_labels_are_refused():
     batch = random_batch() | {"labels": torch.full((3, 6), -100)}
     with pytest.raises(ValueError, match="got none"):
         fit_temperature(tiny_model(), [batch])
+
+
+def test_the_grounding_temperature_is_the_best_one():
+    model, batch = tiny_model(grounding_loss_weight=1.0), random_batch(num_posts=40)
+    batch["labels"][:] = torch.tensor([1, 2, 0, 3, 0, 1])
+    # Of two posts of three the likeliest regions are right, of the third any: a temperature in between is best.
+    with torch.no_grad():
+        spans = model.crf.gold_spans(batch["labels"], batch["word_mask"])
+        right = model.ground(model(**batch), spans).argmax(1).reshape(40, 3)
+    is_random = torch.arange(40) % 3 == 0
+    right[is_random] = torch.randint(0, 4, (14, 3), generator=torch.Generator().manual_seed(3))
+    batch["region_overlaps"] = torch.nn.functional.one_hot(right, 4).float()
+    batch["region_overlaps"][0] = -100
+
+    def loss() -> float:
+        with torch.no_grad():
+            spans = model.crf.gold_spans(batch["labels"], batch["word_mask"])
+            scores = entity_scores(model(**batch).grounding_scores, spans)
+            return grounding_loss(scores, entity_overlaps(batch["region_overlaps"], spans)).item()
+
+    before = loss()
+    temperature = fit_grounding_temperature(model, [batch])
+    scale_grounding(model, temperature)
+    best = loss()
+    assert best < before and temperature != 1
+    for factor in (1.05, 1 / 1.05):
+        scale_grounding(model, factor)
+        assert loss() > best
+        scale_grounding(model, 1 / factor)
+    batch["region_overlaps"][:] = -100
+    assert fit_grounding_temperature(model, [batch]) == 1.0

@@ -75,3 +75,12 @@ def test_the_template_of_an_installed_package_comes_first(tmp_path, monkeypatch)
     assert importlib.resources.files("training") != tmp_path
     write_card(tmp_path, "tiny", "data", {}, {}, {}, LABELS, [])
     assert "from the package" in (tmp_path / "README.md").read_text()
+
+
+def test_grounding_scores_are_in_the_card_of_a_grounded_model(tmp_path):
+    names = ("gmner_f1", "eeg_f1", "grounding_accuracy", "grounding_gold_total", "grounding_accuracy_total")
+    metrics = METRICS | dict(zip(names, (0.25, 0.5, 0.75, 90, 80), strict=True))
+    write_card(tmp_path, "tiny", "data", {}, metrics, {}, LABELS, [], is_grounded=True)
+    text = ModelCard.load(tmp_path / "README.md").text
+    assert "| GMNER F1: span, type and region | 0.2500 | 90 |" in text and "| EEG F1: span and region | 0.5000 | 90 |" in text
+    assert "| grounding accuracy given the right span | 0.7500 | 80 |" in text and "attended" not in text

@@ -48,3 +48,18 @@ def test_half_of_the_latest_images_may_be_unreadable_and_not_more(collator):
     with pytest.raises(ImagesLostError, match=r"post p\d+, field image: 25 of the latest 50 images cannot be read"):
         for place in range(200, 250):
             collator([row(place, b"no image")])
+
+
+def test_overlaps_of_regions_and_entities(collator):
+    image = Image.new("RGB", (9, 9))
+    boxes = {"boxes": [[0, 0, 0.5, 1], [0, 0, 1, 1]], "box_labels": ["", ""], "box_scores": [1.0, 1.0]}
+    rows = [
+        row(0, image) | boxes | {"entity_boxes": [[[0, 0, 0.5, 1], [0, 0, 1, 0.5]], [], None]},
+        row(1, image) | boxes | {"boxes": [[0, 0, 1, 1]], "box_labels": None, "box_scores": None, "entity_boxes": None},
+    ]
+    overlaps = collator(rows)["region_overlaps"]
+    assert overlaps[0].tolist() == [[1, 0.5, 0], [0, 0, 1], [-100] * 3] and overlaps[1].eq(-100).all()
+    assert "region_overlaps" not in collator([row(0, image)])
+    rows[0]["entity_boxes"] = [[[0, 0, 9, 9]]]
+    with pytest.raises(ValueError, match="post p0, field entity_boxes, entity 0, field boxes, box 0: expected fractions"):
+        collator(rows)

@@ -41,3 +41,48 @@ def test_batches_are_scored_together_and_once():
         assert compute(first, compute_result=False) == {}
         scores = compute(second, compute_result=True)
         assert (scores["recall"], scores["gold_total"]) == (0.5, 2)
+
+
+# One post with three annotated entities and one that is not; one that nobody looked at; one where a wrong entity is found.
+GOLD = [["B-PER", "I-PER", "O", "B-PER", "B-PER", "O", "B-PER"], ["B-PER"], ["O", "B-PER"]]
+FOUND = [["B-PER", "I-PER", "O", "B-LOC", "B-PER", "O", "B-PER"], ["B-PER"], ["B-PER", "B-PER"]]
+SEEN = [0.0, 0.0, 0.5, 1.0]
+BOXES = [[[SEEN, [0.6, 0, 1, 1]], [], [SEEN], None], None, [[]]]
+REGIONS = [[[0.6, 0, 1, 0.9], None, [0.4, 0, 1, 1], SEEN], [SEEN], [SEEN, None]]
+
+
+def test_grounded_entities_are_counted_as_the_papers_do():
+    scores = MnerMetric().compute(predictions=FOUND, references=GOLD, entity_boxes=BOXES, regions=REGIONS)
+    # Of 4 annotated gold entities all are found, 3 with the right region; one of these has another type. 5 predictions count.
+    assert (scores["grounding_gold_total"], scores["grounding_accuracy_total"], scores["grounding_accuracy"]) == (4, 4, 0.75)
+    assert (scores["eeg_precision"], scores["eeg_recall"], scores["eeg_f1"]) == (0.6, 0.75, pytest.approx(6 / 9))
+    assert (scores["gmner_precision"], scores["gmner_recall"], scores["gmner_f1"]) == (0.4, 0.5, pytest.approx(4 / 9))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"entity_boxes": BOXES}, "expected entity_boxes and regions, got one of them"),
+        ({"entity_boxes": BOXES, "regions": [REGIONS[0][:1], *REGIONS[1:]]}, "regions, post 0: .* its 4 entities, got 1"),
+        ({"entity_boxes": [BOXES[0][:2], *BOXES[1:]], "regions": REGIONS}, "entity_boxes, post 0: .* its 4 entities, got 2"),
+    ],
+)
+def test_boxes_and_regions_have_to_fit_the_entities(given, message):
+    with pytest.raises(ValueError, match=message):
+        MnerMetric().compute(predictions=FOUND, references=GOLD, **given)
+
+
+def test_the_trainers_pairs_give_the_same_scores():
+    names = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+
+    def ids(posts):
+        return np.array([[names.index(label) for label in post] + [-100] * (7 - len(post)) for post in posts])
+
+    is_annotated, is_right = np.full((3, 7), -100), np.full((3, 7), -100)
+    is_annotated[0, [0, 3, 4, 6]], is_right[0, [0, 3, 4, 6]] = [1, 1, 1, 0], [1, 1, 0, 0]
+    is_annotated[1, 0], is_right[1, 0] = 0, 0
+    is_annotated[2, 1], is_right[2, 1] = 1, 1
+    compute = ComputeMnerMetrics(names)
+    scores = compute(EvalPrediction(predictions=(ids(FOUND), is_right), label_ids=(ids(GOLD), is_annotated)))
+    expected = MnerMetric().compute(predictions=FOUND, references=GOLD, entity_boxes=BOXES, regions=REGIONS)
+    assert {name: scores[name] for name in expected} == expected

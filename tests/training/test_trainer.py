@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
+from PIL import Image
 from torch import nn
 
 from mner_data.synthetic_posts import synthetic_dataset
@@ -86,7 +87,7 @@ def test_an_optimizer_that_makes_its_own_groups_is_refused(make_trainer):
 
 
 def test_the_order_of_the_posts_follows_from_seed_and_epoch_alone(make_trainer):
-    data = synthetic_dataset(900, 0, "global").remove_columns("image")
+    data = synthetic_dataset(900, 0, "global").remove_columns(["image", "ner_tags"])
     orders = {}
     for name, arguments, epoch in (
         ("one", {"per_device_train_batch_size": 8}, 0.0),
@@ -261,3 +262,21 @@ def test_predictions_are_the_best_paths(make_trainer):
         paths = trainer.model.eval().decode(trainer.model(**inputs), inputs["word_mask"])
     assert [ids[ids != -100].tolist() for ids in np.asarray(output.predictions)] == paths
     assert isinstance(trainer.model, nn.Module) and isinstance(trainer.compute_metrics, ComputeMnerMetrics)
+
+
+def test_evaluation_says_how_many_regions_are_right(make_trainer):
+    # Posts of one, two, three and four words, with one, one, two and two entities: of the last post one is not annotated.
+    rows = [row | {"image": Image.new("RGB", (64, 64))} for row in text_rows(4)]
+    whole, nowhere = [[0.0, 0.0, 1.0, 1.0]], []
+    for row, boxes in zip(rows, ([whole], [nowhere], [whole, whole], [whole, None]), strict=True):
+        row["entity_boxes"] = boxes
+    trainer = make_trainer(None, rows, per_device_eval_batch_size=3)
+    output = trainer.predict(rows)
+    # The first anchor is the whole image, and this model names it for every entity.
+    trainer.model.ground = lambda outputs, spans: torch.eye(15)[:1].expand(len(spans), -1)
+    trainer.model.decode = lambda outputs, mask: [TAGS[: int(words.sum())] for words in mask]
+    scores = trainer.evaluate()
+    assert (scores["eval_grounding_gold_total"], scores["eval_grounding_accuracy_total"]) == (5, 5)
+    assert (scores["eval_grounding_accuracy"], scores["eval_gmner_f1"], scores["eval_eeg_f1"]) == (0.8, 0.8, 0.8)
+    assert [part.shape for part in output.predictions] == [(4, 4), (4, 4)]
+    assert "eval_gmner_f1" not in make_trainer(None, text_rows(3)).evaluate()

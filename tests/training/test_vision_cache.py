@@ -74,8 +74,16 @@ def test_other_weights_are_another_cache_and_equal_images_are_one(tmp_path):
         assert torch.allclose(feature_map, model.get_image_features(pixels)[0], atol=1e-5)
     width, height = processor.load_image(images[0]).size
     assert size == (height, width)
+    assert VisionCache.of_backbone(tmp_path, model, processor.image_processor).folder == cache.folder
     next(model.vision_encoder.parameters()).data.add_(1)
     assert VisionCache.of_backbone(tmp_path, model, processor.image_processor).folder != cache.folder
+
+
+def test_another_way_to_decode_images_is_another_cache(tmp_path, monkeypatch):
+    model, image_processor = tiny_model().model, tiny_processor().image_processor
+    folder = VisionCache.of_backbone(tmp_path, model, image_processor).folder
+    monkeypatch.setattr("processors.image_loading.REDUCING_GAP", 3)
+    assert VisionCache.of_backbone(tmp_path, model, image_processor).folder != folder
 
 
 def test_a_broken_image_is_left_out_and_named_when_it_is_asked_for(tmp_path):

@@ -16,7 +16,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from transformers import BertConfig, BertForTokenClassification
 
 from benchmarks.controlled import __main__ as controlled
-from benchmarks.controlled import runner
+from benchmarks.controlled import measures, runner
 from benchmarks.controlled.baselines import PlainTagger
 from benchmarks.controlled.experiments import experiments_for
 from benchmarks.controlled.measures import (
@@ -30,6 +30,7 @@ from benchmarks.controlled.measures import (
 )
 from benchmarks.controlled.perturbations import another_posts
 from benchmarks.controlled.pretrained_weights import VISION_BACKBONE
+from mner_data.synthetic_posts import synthetic_dataset
 from modeling_hamlearning import HamLearningForTokenClassification
 from processors import HamLearningProcessor
 from tests.tiny_model import LABELS, saved_tiny_model
@@ -161,3 +162,24 @@ def test_the_paired_bootstrap_gives_the_spread_of_the_difference():
                      for mask in (np.ones(400, bool), np.arange(400) > 3))  # fmt: skip
     low, high = paired_bootstrap(counts, other)
     assert 0 <= low <= high < 0.02
+
+
+def test_rules_ground_the_models_entities(monkeypatch):
+    rows = synthetic_dataset(8, 0, "not-shown")
+    names = rows.features["ner_tags"].feature.names
+    whole = {"box": {"xmin": 0, "ymin": 0, "xmax": 160, "ymax": 160}}
+
+    def tag(model, processor, rows):
+        for row in rows:
+            ((kind, first, last),) = get_entities([names[tag] for tag in row["ner_tags"]])
+            (boxes,) = row["entity_boxes"]
+            yield [{"entity_group": kind, "word_start": first, "word_end": last + 1, "region": None if boxes == [] else whole}]
+
+    monkeypatch.setattr(measures, "_tag", tag)
+    scores = measures.grounding_of_rules(None, None, rows)
+    absent = sum(post == [[]] for post in rows["entity_boxes"])
+    assert 0 < absent < 8 and scores["region_recall"] == 1
+    assert scores["never shown"]["grounding_accuracy"] == scores["never shown"]["gmner_f1"] == pytest.approx(absent / 8)
+    # No thing fills half of the image.
+    assert scores["whole image"]["grounding_accuracy"] == scores["person"]["shown"] == 0
+    assert (scores["model"]["not_shown"], scores["model"]["shown"], scores["model"]["grounding_gold_total"]) == (1, 0, 8)
