@@ -29,25 +29,29 @@ PRINTED = 20
 
 
 def paired_bootstrap(
-    counts_a: list[Counts], counts_b: list[Counts], samples: int = SAMPLES, seed: int = 0
+    counts_a: list[Counts] | np.ndarray, counts_b: list[Counts] | np.ndarray, samples: int = SAMPLES, seed: int = 0
 ) -> tuple[float, float, float]:
     """F1 of B less F1 of A, and the bounds of its 95 % interval: both models are scored on the same posts of each sample.
 
     Args:
-        counts_a, counts_b: of each post, in the same order.
+        counts_a, counts_b: [`Counts`] of each post (posts, 3), in the same order. Of a model that was trained with several seeds
+            (seeds, posts, 3); then F1 is the mean over seeds, and each sample draws seeds too.
     """
-    counts = np.stack([counts_a, counts_b]).astype(float)  # (2, posts, 3)
-    generator, num_posts = np.random.default_rng(seed), counts.shape[1]
-    differences = np.empty(samples)
+    counts = np.stack([counts_a, counts_b]).astype(float)
+    counts = counts[:, None] if counts.ndim == 3 else counts
+    _, num_seeds, num_posts, _ = counts.shape
+    generator, differences = np.random.default_rng(seed), np.empty(samples)
     for place in range(samples):
-        differences[place] = _difference(counts[:, generator.integers(num_posts, size=num_posts)])
+        seeds, posts = generator.integers(num_seeds, size=num_seeds), generator.integers(num_posts, size=num_posts)
+        differences[place] = _difference(counts[:, seeds[:, None], posts])
     low, high = np.quantile(differences, [0.025, 0.975])
     return float(_difference(counts)), float(low), float(high)
 
 
 def _difference(counts: np.ndarray) -> float:
-    f1_a, f1_b = (Counts(*of_model).f1 for of_model in counts.sum(1))
-    return f1_b - f1_a
+    """(2, seeds, posts, 3) → the mean of F1 of the second less that of the first."""
+    f1 = [[Counts(*of_seed).f1 for of_seed in of_model] for of_model in counts.sum(2)]
+    return float(np.mean(f1[1]) - np.mean(f1[0]))
 
 
 def differing_entities(row: dict[str, Any], label_names: list[str], results: dict[str, list[dict]]) -> list[dict[str, Any]]:

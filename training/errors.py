@@ -102,7 +102,7 @@ def gold_scores(ner: MnerPipeline, rows: Dataset, batch_size: int) -> list[list[
         ids = batch.pop("ids")
         batch = {name: tensor.to(ner.model.device) for name, tensor in batch.items()}
         labels, mask = batch.pop("labels"), batch["word_mask"].bool()
-        spans = crf.spans(crf.orphans_to_begin(labels, mask), mask)
+        spans = crf.gold_spans(labels, mask)
         probabilities = crf.span_probabilities(ner.model(**batch).logits, mask, spans)
         for post, probability in zip(spans[:, 0].tolist(), probabilities.tolist(), strict=True):
             scores[done + post].append(probability)

@@ -17,10 +17,11 @@ import pandas as pd
 
 from mner_data.files import markdown_table
 from mner_data.synthetic_posts import best_f1_without_evidence
+from training.compare_runs import paired_bootstrap
 from training.curves import plt, save_figure
 
 from .experiments import FULL, LEFT_OUT, OTHER_PLAIN_RATES, PLAIN, POOLED, REAL_TEXT, SWITCHED_OFF, TEXT_ALONE
-from .measures import calibration_error_by_chance, f1_of_counts, paired_bootstrap
+from .measures import calibration_error_by_chance
 from .perturbations import NOISES
 from .runner import read_runs
 
@@ -400,9 +401,8 @@ def _differences_table(runs: Runs) -> str:
     }
     lines = []
     for name, (counts, other) in pairs.items():
-        low, high = paired_bootstrap(counts, other)
-        difference = 100 * (f1_of_counts(counts).mean() - f1_of_counts(other).mean())
-        lines.append([name, f"{difference:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"])
+        difference, low, high = (100 * value for value in paired_bootstrap(other, counts))
+        lines.append([name, f"{difference:+.1f}", f"{low:+.1f} to {high:+.1f}"])
     return markdown_table([f"points of F1, the same posts, {len(seeds)} seeds", "mean", "95 % interval"], lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,3 +63,23 @@ def test_the_interval_is_that_of_pairs():
     one_better = [Counts(1, 1, 1), *counts[1:]]
     difference, low, high = paired_bootstrap(counts, one_better)
     assert difference == pytest.approx(1 / 40) and low == 0 and 1 / 40 < high < 0.1
+
+
+def test_models_trained_with_several_seeds_are_compared_over_seeds_and_posts():
+    generator = np.random.default_rng(0)
+    gold = np.ones((3, 400), int)
+    found, better = generator.random((3, 400)) < 0.5, generator.random((3, 400)) < 0.6
+    counts, other = (np.stack([hits, gold, gold], -1).astype(int) for hits in (better, found))
+    difference, low, high = paired_bootstrap(other, counts)
+    assert difference == pytest.approx(better.mean() - found.mean())
+    assert low < difference < high
+    # F1 is a share here: the difference of the means of 400 posts, in each of which three seeds were right or not.
+    by_post = (better.astype(int) - found).mean(0).std() / 20
+    assert 3 * by_post < high - low < 6 * by_post
+    assert paired_bootstrap(counts, counts) == (0.0, 0.0, 0.0)
+    # Posts that are hard for both models move both: the difference hardly moves.
+    hard = generator.random(400) < 0.5
+    counts, other = (np.stack([np.broadcast_to(hard & mask, (3, 400)), gold, gold], -1).astype(int)
+                     for mask in (np.ones(400, bool), np.arange(400) > 3))  # fmt: skip
+    difference, low, high = paired_bootstrap(other, counts)
+    assert 0 <= low <= high < 0.02

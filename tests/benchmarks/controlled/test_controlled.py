@@ -24,7 +24,6 @@ from benchmarks.controlled.measures import (
     expected_calibration_error,
     f1_by_group,
     f1_of_counts,
-    paired_bootstrap,
     post_counts,
     scores_of_entities,
 )
@@ -142,26 +141,6 @@ def test_the_scores_of_entities_say_what_decoding_gives(least, tmp_path):
         str(group): pytest.approx(f1_score(*(labels[posts] for labels in names)))
         for group, posts in enumerate((slice(0, 20), slice(20, 60)))
     }
-
-
-def test_the_paired_bootstrap_gives_the_spread_of_the_difference():
-    generator = np.random.default_rng(0)
-    gold = np.ones((3, 400), int)
-    found, better = generator.random((3, 400)) < 0.5, generator.random((3, 400)) < 0.6
-    counts, other = (np.stack([hits, gold, gold], -1).astype(int) for hits in (better, found))
-    low, high = paired_bootstrap(counts, other)
-    difference = better.mean() - found.mean()
-    assert low < difference < high
-    # F1 is a share here: the difference of the means of 400 posts, in each of which three seeds were right or not.
-    by_post = (better.astype(int) - found).mean(0).std() / 20
-    assert 3 * by_post < high - low < 6 * by_post
-    assert paired_bootstrap(counts, counts) == (0.0, 0.0)
-    # Posts that are hard for both models move both: the difference hardly moves.
-    hard = generator.random(400) < 0.5
-    counts, other = (np.stack([np.broadcast_to(hard & mask, (3, 400)), gold, gold], -1).astype(int)
-                     for mask in (np.ones(400, bool), np.arange(400) > 3))  # fmt: skip
-    low, high = paired_bootstrap(counts, other)
-    assert 0 <= low <= high < 0.02
 
 
 def test_rules_ground_the_models_entities(monkeypatch):
