@@ -3,11 +3,11 @@
 The same command starts Ray on this machine or, with `--address auto`, joins a cluster. Reading, sharding, scheduling,
 retries and writing are Ray Data's. If the run is interrupted, repeat the same command: it goes on where it was.
 
-`--data` is parquet (files, a folder, or an address such as s3://…), JSONL (.jsonl or .ndjson, either with .gz), CoNLL files, a
-data set saved by `datasets`, or a name on the Hub; folders are read with their sub-folders. A post has `id`, `tokens` or `text`,
-and maybe `image` (the image's bytes, or its name in the folder `--images`), `boxes`, `box_labels`, `box_scores`. A post that
-names no image gets the one of `--images` that has its id as name, if there is one; `images` and `regions.jsonl` beside the data
-are used without being asked for.
+`--data` is parquet (files, a folder, or an address such as s3://…), a label file in any form of docs/data.md (JSONL, JSON, CSV,
+CoNLL with or without labels …), a data set saved by `datasets`, or a name on the Hub; folders are read with their sub-folders. A
+post has `id`, `tokens` or `text`, and maybe `image` (the image's bytes, or its name in the folder `--images` or below the folder
+of the data), `boxes`, `box_labels`, `box_scores`; usual other names are understood. A post that names no image gets the one of
+`--images` that has its id as name, if there is one; `images` and `regions.jsonl` beside the data are used without being asked.
 
 `--output` then holds `data/*.parquet` with a row for each post: `id`, `entities`, `relevance` (null where no image was used),
 `error`. A post with a broken image or a wrong box has the entities of its text beside the `error`; one whose text cannot be
@@ -32,6 +32,7 @@ import pyarrow.dataset
 from transformers import AutoConfig
 
 from mner_data.files import reserve_output_dir
+from mner_data.options import add_reading_options, parse_column_names
 from mner_data.readers import DataError
 
 try:
@@ -81,10 +82,19 @@ def main(arguments: list[str] | None = None) -> Path:
     options = _options(arguments)
     output = Path(options.output)
     revision, model_hash = _model(options.model, options.revision)
-    posts = open_data(options.data, options.split, Path(options.images) if options.images else None, output)
+    posts = open_data(
+        options.data,
+        options.split,
+        Path(options.images) if options.images else None,
+        output,
+        options.format,
+        options.columns,
+        parse_column_names(options.column_names),
+    )
     settings = {
         "model": [options.model, model_hash],
         "data": [options.data, options.split, posts.fingerprint],
+        "reading": [options.format, options.columns, options.column_names],
         "images": None,
         "allow_urls": options.allow_urls,
         "output_format": options.output_format,
@@ -155,7 +165,11 @@ def _run(options: argparse.Namespace, output: Path, num_posts: int, posts: PostS
                 options.batch_size,
                 posts.regions,
             ),
-            fn_constructor_kwargs={"with_tokens": options.output_format == "conll"},
+            fn_constructor_kwargs={
+                "with_tokens": options.output_format == "conll",
+                "data_dir": posts.folder and str(posts.folder.resolve()),
+                "column_names": posts.column_names,
+            },
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=workers),
@@ -183,6 +197,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--revision", help="commit, tag or branch of a model on the Hub")
     parser.add_argument("--data", required=True, help="the posts: see above")
     parser.add_argument("--split", help="only this split of the data, by the names of its files, folders or splits")
+    add_reading_options(parser)
     parser.add_argument(
         "--images", help="folder of the posts' images; no post can name a file outside it; default: images beside the data"
     )

@@ -30,7 +30,8 @@ REQUIRED = [
     "tqdm>=4.67",
     "transformers>=5.10.4,<6",
 ]
-# What not everyone needs: the demo page, bulk tagging, serving, spaCy, ONNX, the models that the benchmarks compare with.
+# What not everyone needs: the demo page, bulk tagging, serving, spaCy, ONNX, the models that the benchmarks compare with,
+# low-rank adapters, the search for hyperparameters.
 EXTRAS = {
     "space": ["gradio[mcp]>=6.31"],
     # Ray 2.64 removes the argument that limits how often one post may end its worker.
@@ -39,6 +40,8 @@ EXTRAS = {
     "spacy": ["spacy>=3.8.18"],
     "onnx": ["onnx>=1.23", "onnxruntime>=1.32", "onnxscript>=0.7"],
     "bench": ["pytorch-crf>=0.7.2"],
+    "lora": ["peft>=0.21"],
+    "search": ["optuna>=5.0"],
 }
 OPTIONAL = [requirement for requirements in EXTRAS.values() for requirement in requirements]
 DEV = [
@@ -48,7 +51,6 @@ DEV = [
     "mypy>=2.4",
     "nbclient>=0.11",
     "packaging>=25.0",
-    "peft>=0.21",
     "pre-commit>=4.0",
     "pytest>=9.2",
     "ruff>=0.17",
@@ -77,7 +79,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["bulk", "hub_scripts", "mner_data", "modeling_hamlearning", "processors", "training"],
+    packages=["bulk", "hub_scripts", "mner_data", "mner_data.readers", "modeling_hamlearning", "processors", "training"],
     py_modules=["train", "predict", "serve"],
     package_data={
         "": ["py.typed"],
@@ -93,6 +95,7 @@ setup(
             "hamlearning-push = hub_scripts.push_to_hub:cli",
             "hamlearning-verify = hub_scripts.verify_repo:cli",
             "hamlearning-export-onnx = hub_scripts.export_onnx:cli",
+            "hamlearning-compare-runs = training.compare_runs:cli",
         ]
     },
     install_requires=REQUIRED,

@@ -1,7 +1,7 @@
 """Train HamLearning: `python train.py configs/demo.yaml`, or `accelerate launch train.py …`; `--name value` overrides the file.
 
 `--model FOLDER` takes a trained model in place of the encoders: with `--do_eval` or `--do_predict` alone it is scored, with
-`--do_train` it is trained further.
+`--do_train` it is trained further. `--seeds 1 2 3` runs once a seed.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from typing import Any
 
 import torch
 import transformers
-from datasets import ClassLabel, Dataset, DatasetDict, List
-from transformers import EarlyStoppingCallback, set_seed
+from datasets import Dataset, DatasetDict
+from transformers import EarlyStoppingCallback, pipeline, set_seed
 
 from mner_data.files import OutputError, atomic_write
-from mner_data.loading import dataset_labels, load_splits
+from mner_data.loading import check_images, dataset_labels, load_splits
 from mner_data.readers import DataError
 from mner_data.synthetic_posts import synthetic_splits
-from training.arguments import NO_LEVELS, DataArguments, MnerTrainingArguments, ModelArguments, parse_arguments
-from training.build import build
+from modeling_hamlearning import HamLearningForTokenClassification
+from processors import HamLearningProcessor
+from training.arguments import NO_LEVELS, DataArguments, MnerTrainingArguments, ModelArguments, check_keys, parse_arguments
+from training.build import FROM_SCRATCH, build
 from training.calibration import calibrate
-from training.card import WITHOUT_IMAGES, read_reference_scores, write_card
+from training.card import WITHOUT_IMAGES, read_reference_scores, scores_table, write_card
 from training.checkpoints import (
     check_resumable,
     check_writable,
@@ -36,13 +38,20 @@ from training.checkpoints import (
 )
 from training.collator import MnerCollator
 from training.curves import plot_curves
+from training.errors import confusion_markdown, write_errors
+from training.labels import add_labels, match_labels
+from training.lora import add_lora
 from training.metric import ComputeMnerMetrics
+from training.search import search_hyperparameters
+from training.seeds import run_seeds
 from training.settings import run_settings
 from training.trainer import MnerTrainer
 from training.vision_cache import VisionCache
 
 logger = logging.getLogger("train")
 
+# Labels from which on the CRF's time is worth a warning.
+MANY_LABELS = 400
 # Training arguments that the card lists.
 CARD_SETTINGS = (
     "learning_rate", "head_learning_rate", "vision_learning_rate", "num_train_epochs", "seed", "warmup_steps",
@@ -57,26 +66,41 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         arguments: `[config.yaml] [--name value …]`; by default those of the command line.
 
     Returns:
-        Every score, as in `all_results.json`.
+        Every score, as in `all_results.json`; with `seeds`, those of each, their mean and their standard deviation.
 
     Raises:
         DataError: the data cannot be used.
         OutputError: `output_dir` cannot be written, or belongs to another run.
         ValueError: arguments that contradict each other.
     """
-    model_arguments, data_arguments, training_arguments = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    model_arguments, data_arguments, training_arguments = parse_arguments(arguments)
     _set_up_logging(training_arguments)
     _check_task(model_arguments, training_arguments)
+    if training_arguments.seeds is not None:
+        is_main_process = training_arguments.process_index == 0
+        return run_seeds(main, arguments, training_arguments.seeds, Path(training_arguments.output_dir), is_main_process)
     set_seed(training_arguments.seed)
     reference_scores = read_reference_scores(data_arguments.card_reference_scores)
     folder = Path(training_arguments.output_dir)
     check_writable(folder)
     data, hashes = _load_data(data_arguments)
-    for option, split in (("do_train", "train"), ("do_eval", "validation"), ("do_predict", "test"), ("calibrate", "validation")):
+    for option, split in (
+        ("do_train", "train"),
+        ("do_eval", "validation"),
+        ("do_predict", "test"),
+        ("calibrate", "validation"),
+        ("hyperparameter_search", "validation"),
+    ):
         if getattr(training_arguments, option):
             _require_split(data, split, f"--{option}")
     label_names = dataset_labels(next(iter(data.values())))
-    if not data_arguments.use_images:
+    metric = (training_arguments.metric_for_best_model or "").removeprefix("eval_")
+    if metric.startswith("f1_"):
+        check_keys("metric_for_best_model", [metric], {"f1_strict", *(f"f1_{name[2:]}" for name in label_names if name != "O")})
+    if data_arguments.use_images:
+        check_images(data)
+    else:
         data = DatasetDict({split: _without_images(rows) for split, rows in data.items()})
         model_arguments.model_config = model_arguments.model_config | NO_LEVELS
     settings = run_settings(model_arguments, data_arguments, training_arguments, hashes, data, label_names)
@@ -112,6 +136,20 @@ def _check_task(model: ModelArguments, arguments: MnerTrainingArguments):
         raise ValueError(
             "--overwrite_output_dir removes the checkpoints that --resume_from_checkpoint goes on from: expected one of the two"
         )
+    if arguments.hyperparameter_search is not None and not (arguments.do_train and arguments.hyperparameter_search > 0):
+        raise ValueError(
+            "--hyperparameter_search: expected a number of trials above 0, and --do_train beside it, "
+            f"got {arguments.hyperparameter_search} and --do_train {str(arguments.do_train).lower()}"
+        )
+    if arguments.hyperparameter_search is not None and arguments.world_size > 1:
+        raise ValueError(f"--hyperparameter_search runs on one process: expected 1, got {arguments.world_size}")
+    if model.lora_rank is not None and model.model is None and (model.text == FROM_SCRATCH or not model.text_pretrained):
+        raise ValueError("--lora_rank keeps the text encoder's own weights: expected a pretrained one, got one from scratch")
+    if arguments.seeds is not None:
+        if not isinstance(arguments.seeds, list) or len(set(arguments.seeds)) < 2:
+            raise ValueError(f"--seeds: expected two different ones or more, got {arguments.seeds}")
+        if not arguments.do_train or arguments.push_to_hub:
+            raise ValueError("--seeds trains a model a seed: expected --do_train and no --push_to_hub")
     if arguments.push_to_hub and not arguments.do_train:
         raise ValueError("--push_to_hub: expected --do_train; a model that is trained already goes by hub_scripts.push_to_hub")
 
@@ -134,9 +172,23 @@ def _run(
     """What `main` does once the folder is reserved."""
     resume = _checkpoint_to_resume(folder, training_arguments)
     model, processor = build(model_arguments, data, label_names)
+    if model_arguments.model is not None and training_arguments.do_train:
+        _add_new_types(model, data, label_names)
     if model.config.label_names != label_names:
-        data = DatasetDict({split: _with_labels(rows, model.config.label_names, split) for split, rows in data.items()})
+        data = DatasetDict(
+            {split: match_labels(rows, model.config.label_names, f"split {split}") for split, rows in data.items()}
+        )
         label_names = model.config.label_names
+    if len(label_names) > MANY_LABELS and model.config.use_crf:
+        logger.warning(
+            "%d labels: the CRF scores %s pairs of them for each word, so training and tagging take long; "
+            "model_config {use_crf: false} trains without these scores", len(label_names), f"{len(label_names) ** 2:,}",
+        )  # fmt: skip
+    if training_arguments.hyperparameter_search is not None:
+        best = _search(folder, model_arguments, training_arguments, data, label_names, processor)
+        for name, value in best.items():
+            setattr(training_arguments, name, value)
+    adapters = None if model_arguments.lora_rank is None else add_lora(model, model_arguments.lora_rank)
     if resume:
         check_resumable(resume, model.config, settings)
     trainer = MnerTrainer(
@@ -155,6 +207,8 @@ def _run(
     if training_arguments.do_train:
         results |= trainer.train(resume_from_checkpoint=resume).metrics
         trainer.save_state()
+        if adapters is not None:
+            adapters.merge_and_unload()
         # Before anything is scored: what fails there must not cost the trained model.
         trainer.save_model()
         if training_arguments.calibrate:
@@ -165,6 +219,7 @@ def _run(
         if data_arguments.use_images and "image" in data["validation"].column_names:
             results |= trainer.predict(_without_images(data["validation"]), metric_key_prefix="text_only").metrics
         _save_results(trainer, results)
+        results |= _report(trainer, data["validation"], "validation", "eval", results, label_names)
     if training_arguments.do_predict:
         output = trainer.predict(data["test"], metric_key_prefix="test")
         results |= output.metrics | _label_hash("test", hashes.get("test"))
@@ -172,6 +227,8 @@ def _run(
         label_ids = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         if trainer.is_world_process_zero():
             write_predictions(folder / "predictions.txt", data["test"], label_ids, label_names)
+        _save_results(trainer, results)
+        results |= _report(trainer, data["test"], "test", "test", results, label_names)
     results |= trainer.image_counts()
     if results["images_unreadable"]:
         logger.warning("%d of %d times an image could not be read", results["images_unreadable"], results["images_read"])
@@ -244,7 +301,14 @@ def _load_data(arguments: DataArguments) -> tuple[DatasetDict, dict[str, str]]:
         data, hashes = synthetic_splits(arguments.synthetic_posts), {}
     else:
         data, hashes = load_splits(
-            arguments.data_path, arguments.image_dir, arguments.regions_file, arguments.label_scheme, arguments.entity_boxes
+            arguments.data_path,
+            arguments.image_dir,
+            arguments.regions_file,
+            label_scheme=arguments.label_scheme,
+            entity_boxes=arguments.entity_boxes,
+            format=arguments.format,
+            columns=arguments.columns,
+            column_names=arguments.column_names,
         )
     limits = {
         "train": arguments.max_train_samples,
@@ -257,27 +321,22 @@ def _load_data(arguments: DataArguments) -> tuple[DatasetDict, dict[str, str]]:
     return data, hashes
 
 
+def _add_new_types(model: HamLearningForTokenClassification, data: DatasetDict, label_names: list[str]):
+    """Give a trained model the types that only the data has, and log which types stay, start and are not in the data."""
+    used = {label_names[tag] for rows in data.values() for tags in rows["ner_tags"] for tag in tags}
+    in_data, known = ({name[2:] for name in names if name != "O"} for names in (used, model.config.label_names))
+    add_labels(model, [name for name in label_names if name[2:] in in_data])
+    for what, types in (
+        ("types that go on with the trained model's scores", in_data & known),
+        ("new types, whose scores start anew", in_data - known),
+        ("types of the trained model that the data does not have, which it will learn not to find", known - in_data),
+    ):
+        if types:
+            logger.warning("%s: %s", what, ", ".join(sorted(types)))
+
+
 def _without_images(rows: Dataset) -> Dataset:
     return rows.remove_columns("image") if "image" in rows.column_names else rows
-
-
-def _with_labels(rows: Dataset, label_names: list[str], split: str) -> Dataset:
-    """Rows whose label ids are those of a trained model, matched by name.
-
-    Raises:
-        DataError: the model does not have a label that the rows use.
-    """
-    names = dataset_labels(rows)
-    used = sorted({names[tag] for tags in rows["ner_tags"] for tag in tags})
-    if unknown := [name for name in used if name not in label_names]:
-        raise DataError(
-            f"split {split}, field ner_tags: the model of --model does not have the labels {', '.join(unknown)}; "
-            f"expected some of {', '.join(label_names)}"
-        )
-    ids = {tag: label_names.index(name) for tag, name in enumerate(names) if name in label_names}
-    tags = [[ids[tag] for tag in row_tags] for row_tags in rows["ner_tags"]]
-    feature = List(ClassLabel(names=label_names))
-    return rows.remove_columns("ner_tags").add_column("ner_tags", tags, feature=feature)
 
 
 def _require_split(data: DatasetDict, split: str, option: str):
@@ -289,6 +348,62 @@ def _callbacks(arguments: MnerTrainingArguments) -> list:
     if arguments.early_stopping_patience is None:
         return []
     return [EarlyStoppingCallback(early_stopping_patience=arguments.early_stopping_patience)]
+
+
+def _search(
+    folder: Path,
+    model_arguments: ModelArguments,
+    training_arguments: MnerTrainingArguments,
+    data: DatasetDict,
+    label_names: list[str],
+    processor: HamLearningProcessor,
+) -> dict[str, Any]:
+    """The best values of the search; those of an earlier run of this folder that was interrupted after it."""
+    file = folder / "hyperparameters.json"
+    if file.is_file() and not training_arguments.overwrite_output_dir:
+        best = json.loads(file.read_text())
+        logger.warning("%s holds the values that an earlier search found: %s", file, best)
+        return best
+
+    def make_model() -> HamLearningForTokenClassification:
+        model, _ = build(model_arguments, data, label_names)
+        add_labels(model, label_names)
+        if model_arguments.lora_rank is not None:
+            add_lora(model, model_arguments.lora_rank)
+        return model
+
+    best = search_hyperparameters(make_model, processor, data["train"], data["validation"], training_arguments, label_names)
+    if training_arguments.process_index == 0:
+        with explain_write_errors("the hyperparameters", folder), atomic_write(file) as path:
+            path.write_text(json.dumps(best, indent=1))
+        print(f"best of {training_arguments.hyperparameter_search} trials: {json.dumps(best)}")
+    return best
+
+
+def _report(
+    trainer: MnerTrainer, rows: Dataset, split: str, prefix: str, results: dict[str, Any], label_names: list[str]
+) -> dict[str, Any]:
+    """Print a split's scores and write its errors: `errors.html` and others, those of the test split as `test_errors.html`."""
+    is_main_process, folder = trainer.is_world_process_zero(), Path(trainer.args.output_dir)
+    if is_main_process:
+        types = sorted({name[2:] for name in label_names if name != "O"})
+        print(f"scores on the {split} split:\n{scores_table(_with_prefix(results, f'{prefix}_'), types, {})}")
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        logger.warning("the errors are not written: the model is in parts; --model FOLDER --do_eval on one process writes them")
+        return {}
+    # Every process tags all posts, so that none waits for long.
+    ner = pipeline("mner", model=trainer.model, processor=trainer.processing_class, device=trainer.args.device)
+    with trainer.compute_loss_context_manager():
+        report = write_errors(
+            ner,
+            rows,
+            folder,
+            split,
+            batch_size=trainer.args.eval_batch_size,
+            prefix="" if split == "validation" else f"{split}_",
+            is_main_process=is_main_process,
+        )
+    return {f"{prefix}_{name}": value for name, value in report.items()}
 
 
 def _save_results(trainer: MnerTrainer, results: dict[str, Any]):
@@ -315,6 +430,8 @@ def _write_card(
     arguments = trainer.args.to_dict()
     encoders = {"text": model_arguments.text, "vision": model_arguments.vision} | model_arguments.model_config
     base = model_arguments.text
+    if model_arguments.lora_rank is not None:
+        encoders |= {"lora_rank": model_arguments.lora_rank}
     if model_arguments.model is not None:
         encoders, base = {"model": model_arguments.model}, model_arguments.model
     metrics = _with_prefix(results, "eval_")
@@ -338,6 +455,8 @@ def _write_card(
         references=references | reference_scores,
         checkpoint="checkpoint with the best F1 there" if is_best else "checkpoint of the last epoch",
         notes=notes,
+        test_metrics=_with_prefix(results, "test_") if "test_f1" in results else None,
+        confusion=confusion_markdown(results["eval_confusion"]) if "eval_confusion" in results else "",
         is_grounded=trainer.accelerator.unwrap_model(trainer.model).config.has_grounding,
         license=data_arguments.license,
         language=data_arguments.language,

@@ -6,14 +6,14 @@ import gzip
 import hashlib
 import json
 import os
-import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import datasets
@@ -27,17 +27,21 @@ from ray.data.block import BlockMetadata
 
 from mner_data.images import default_image_dir
 from mner_data.readers import (
-    CONLL_SUFFIXES,
     JSONL_SUFFIXES,
-    NOT_CONLL,
+    POST_SUFFIXES,
     REGIONS_FILE,
     SPLIT_NAMES,
     DataError,
+    has_posts,
     open_label_file,
-    read_conll,
+    read_posts,
     read_regions,
+    recognise_format,
     replace_surrogates,
+    split_name,
 )
+from mner_data.readers.rows import check_column_names, match_fields, standard_row
+from processors import REGION_FIELDS
 
 # The columns of a post in Arrow. JSONL is not among the forms that get them: a line may hold anything in any field, and one
 # wrong line is an error of its own post.
@@ -53,8 +57,10 @@ POST_COLUMNS = pa.schema(
     ]
 )
 JSON_LINES = pa.schema([("id", pa.string()), ("json", pa.binary())])
-FORMS = {".parquet": "parquet"} | dict.fromkeys(JSONL_SUFFIXES, "JSONL") | dict.fromkeys(CONLL_SUFFIXES, "CoNLL")
-READ_FORMS = "parquet, JSONL (.jsonl, .ndjson) or CoNLL (.txt, .conll, .bio), the last two also with .gz"
+# Suffixes of files that may hold posts, JSON apart: many folders have JSON that is something else.
+DATA_SUFFIXES = (".parquet", *(suffix for suffix in POST_SUFFIXES if suffix != ".json"))
+FORM_NAMES = {"jsonl": "JSONL", "conll": "CoNLL", "json": "JSON", "csv": "CSV", "mnre": "MNRE", "spacy": "spaCy"}
+READ_FORMS = "parquet, JSONL, JSON, CSV, TSV, CoNLL (.txt, .conll, .bio) or .spacy, text files also with .gz"
 ROWS_PER_READ, ROWS_PER_TABLE, BYTES_PER_TABLE = 10_000, 1000, 64_000_000
 FOOTERS_AT_ONCE = 16
 NAMES_LISTED = 10
@@ -85,6 +91,14 @@ class ArrowDatasource(Datasource):
         return [ReadTask(part, metadata, per_task_row_limit=per_task_row_limit) for part in self.parts]
 
 
+class Reading(NamedTuple):
+    """How files are read, where a person says it; see `mner_data.readers.read_posts`."""
+
+    format: str | None = None
+    columns: str | None = None
+    column_names: Mapping[str, str] = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class PostSource:
     """The posts of `--data`.
@@ -95,6 +109,8 @@ class PostSource:
         notes: what is read and what is not, in sentences for people.
         images: the folder of the posts' images, if there is one.
         regions: the files `regions.jsonl` beside the data.
+        folder: the folder of the data; None for data that lie elsewhere.
+        column_names: the fields of columns that are not called as usual.
     """
 
     parts: Parts
@@ -102,6 +118,8 @@ class PostSource:
     notes: list[str] = field(default_factory=list)
     images: Path | None = None
     regions: tuple[str, ...] = ()
+    folder: Path | None = None
+    column_names: Mapping[str, str] = field(default_factory=dict)
 
     def read(self) -> ray.data.Dataset:
         return ray.data.read_datasource(ArrowDatasource(self.parts), override_num_blocks=len(self.parts))
@@ -111,7 +129,15 @@ class PostSource:
         return pa.concat_tables(tables)["id"] if tables else pa.chunked_array([], pa.string())
 
 
-def open_data(name: str, split: str | None = None, images: Path | None = None, output: Path | None = None) -> PostSource:
+def open_data(
+    name: str,
+    split: str | None = None,
+    images: Path | None = None,
+    output: Path | None = None,
+    format: str | None = None,
+    columns: str | None = None,
+    column_names: Mapping[str, str] | None = None,
+) -> PostSource:
     """Find the posts of `--data`.
 
     Args:
@@ -119,17 +145,18 @@ def open_data(name: str, split: str | None = None, images: Path | None = None, o
         split: the split to read; all posts if None.
         images: the folder of the images; None for the one beside the data, if there is one.
         output: the folder of the results. Neither of these two is searched for posts.
+        format, columns, column_names: see `mner_data.readers.read_posts`; column_names is for parquet and data sets as well.
 
     Raises:
         DataError: there is no such data or split, or the columns are not those of a post.
     """
     if "://" in name:
-        return replace(_open_address(name, split), images=images)
+        return replace(_open_address(name, split, column_names or {}), images=images)
     path = Path(name).absolute()  # Ray's workers may run in another folder
     if not path.exists():
-        if path.suffix.lower() in (*FORMS, ".gz") or name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        if path.suffix.lower() in (*DATA_SUFFIXES, ".json", ".gz") or name.startswith(("/", ".", "~")) or name.count("/") > 1:
             raise DataError(f"--data: there is no file or folder {name}")
-        return replace(_open_hub(name, split), images=images)
+        return replace(_open_hub(name, split, column_names or {}), images=images)
     folder = path if path.is_dir() else path.parent
     if images is None:
         try:
@@ -151,18 +178,22 @@ def open_data(name: str, split: str | None = None, images: Path | None = None, o
             data = datasets.load_from_disk(str(path))
         except ValueError as error:
             raise DataError(f"--data: {name} cannot be read as a saved data set: {error}") from error
-        source = _open_datasets(data, split, name, fingerprint_of(_stats(files)))
-        source.notes.extend(_unread_note([file.name for file in files if _suffix(file.name) in FORMS]))
+        source = _open_datasets(data, split, name, fingerprint_of(_stats(files)), column_names or {})
+        source.notes.extend(_unread_note([file.name for file in files if _suffix(file.name) in DATA_SUFFIXES]))
     else:
-        source = _open_files(files, split, name, pyarrow.fs.LocalFileSystem(), is_file=path.is_file())
+        reading = Reading(format, columns, column_names or {})
+        source = _open_files(files, split, name, pyarrow.fs.LocalFileSystem(), is_file=path.is_file(), reading=reading)
     if path.is_dir() and images and path.resolve() in images.resolve().parents:
-        labels = [str(file.relative_to(images)) for file in walk_files(images) if _suffix(file.name) in FORMS]
+        labels = [str(file.relative_to(images)) for file in walk_files(images) if _suffix(file.name) in DATA_SUFFIXES]
         source.notes.extend(_unread_note([f"{images.name}/{label}" for label in labels]))
     for file in regions:
         read_regions(Path(file.path))  # an error in it is better said now than by every tagger
         source.notes.append(f"regions: {file.path}")
     fingerprint = fingerprint_of(source.fingerprint, _stats(regions))
-    return replace(source, fingerprint=fingerprint, images=images, regions=tuple(file.path for file in regions))
+    regions_files = tuple(file.path for file in regions)
+    return replace(
+        source, fingerprint=fingerprint, images=images, regions=regions_files, folder=folder, column_names=column_names or {}
+    )
 
 
 def walk_files(folder: Path, skipped: Iterable[Path] = ()) -> Iterator[Path]:
@@ -220,7 +251,7 @@ def _is_regions(file: DataFile) -> bool:
 
 def _unread_note(names: list[str]) -> list[str]:
     """A sentence that names files that are not read, if there are any; those that look like data come first."""
-    names = sorted(names, key=lambda name: (_suffix(name) not in FORMS, name))
+    names = sorted(names, key=lambda name: (_suffix(name) not in DATA_SUFFIXES, name))
     return [f"files not read: {_listed(names)}"] if names else []
 
 
@@ -228,41 +259,22 @@ def _stats(files: Iterable[DataFile]) -> list[tuple[str, int, int]]:
     return [(file.path, file.size, file.mtime) for file in files]
 
 
-def _form(path: str, is_file: bool) -> str | None:
+def _form(path: str, is_file: bool, format: str | None) -> str | None:
     """The form of a file of posts, or None for a file that holds something else.
 
-    A text file in a folder may be a README or a license: it holds posts if its name is that of a split or it has a line
-    IMGID:…. A file that is the data itself is read as CoNLL unless its name says otherwise.
+    A text file in a folder may be a README or a license: it holds posts if its name is that of a split or if `has_posts` says
+    so. A file that is the data itself is read in any case.
     """
     name = Path(path).name.lower()
-    form = FORMS.get(_suffix(name))
-    if form == "parquet" and name.endswith(".gz"):
+    suffix = _suffix(name)
+    if suffix == ".parquet":
+        return None if name.endswith(".gz") else "parquet"
+    if not is_file and suffix not in POST_SUFFIXES:
         return None
-    if is_file:
-        return form or (None if _suffix(name) in NOT_CONLL else "CoNLL")
-    if form == "CoNLL" and split_name(name) is None:
-        try:
-            with open_label_file(path) as opened:
-                start = opened.read(65_536).replace(b"\0", b"")  # in UTF-16 every other byte
-        except (EOFError, zlib.error, gzip.BadGzipFile):
-            return form  # the reader says what is wrong with it
-        return form if re.search(rb"(\A|[\r\n])(\xef\xbb\xbf|\xff\xfe|\xfe\xff)?IMGID:", start) else None
-    return form
-
-
-def split_name(name: str) -> str | None:
-    """The split that a file's name or its folders' names say: `data/train-00000-of-00002.parquet`, `test/a.jsonl`, `dev.txt`.
-
-    The nearest name that says one counts. None where none does, or where a name says two.
-    """
-    path = Path(name.lower())
-    stem = path.name.split(".")[0]
-    for part in (stem, *reversed(path.parent.parts)):
-        splits = {SPLIT_NAMES[word] for word in re.split(r"[\W\d_]+", part) if word in SPLIT_NAMES}
-        if splits:
-            return splits.pop() if len(splits) == 1 else None
-    sharded = re.fullmatch(r"(.+)-\d{5}-of-\d{5}", stem)
-    return sharded[1] if sharded else None
+    form = format or recognise_format(Path(path))
+    if is_file or suffix in JSONL_SUFFIXES or form == "conll" and split_name(name) is not None or has_posts(Path(path)):
+        return form
+    return None
 
 
 def _chosen_split(names: Iterable[str], split: str, where: str) -> str:
@@ -280,13 +292,17 @@ def _chosen_split(names: Iterable[str], split: str, where: str) -> str:
 
 
 def _open_files(
-    files: list[DataFile], split: str | None, where: str, filesystem: pyarrow.fs.FileSystem, is_file: bool
+    files: list[DataFile], split: str | None, where: str, filesystem: pyarrow.fs.FileSystem, is_file: bool, reading: Reading
 ) -> PostSource:
     """PostSource of the files of a folder, or of a single file."""
     is_local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
     hidden = set() if is_file else {file for file in files if _is_hidden(file)}
-    files = [file for file in files if file not in hidden or _suffix(file.name) in FORMS]
-    forms = {file: _form(file.path, is_file) if is_local else _remote_form(file) for file in files if file not in hidden}
+    files = [file for file in files if file not in hidden or _suffix(file.name) in DATA_SUFFIXES]
+    forms = {
+        file: _form(file.path, is_file, reading.format) if is_local else _remote_form(file)
+        for file in files
+        if file not in hidden
+    }
     posts = [file for file, form in forms.items() if form]
     if not posts:
         holds = f"; it holds {_listed([file.name for file in files])}" if files and not is_file else ""
@@ -297,20 +313,27 @@ def _open_files(
         posts = [file for file in posts if splits[file] == chosen]
     examples = {forms[file]: file.name for file in posts}
     if len(examples) > 1:
-        holds = " and ".join(f"{form} ({name})" for form, name in sorted(examples.items()))
+        holds = " and ".join(sorted(f"{FORM_NAMES.get(form, form)} ({name})" for form, name in examples.items()))
         raise DataError(f"--data: {where} holds posts as {holds}: expected one form; name a file, or a folder of one form")
     form = forms[posts[0]]
+    form_name = FORM_NAMES.get(form, form)
     read_files = set(posts)
     unread = [file.name for file in files if file not in read_files]
-    notes = [f"data: {len(posts):,} {form} file{'s' * (len(posts) > 1)} of {where}: {_listed([file.name for file in posts])}"]
+    notes = [
+        f"data: {len(posts):,} {form_name} file{'s' * (len(posts) > 1)} of {where}: {_listed([file.name for file in posts])}"
+    ]
     notes += _unread_note(unread)
     parts: Parts
     if form == "parquet":
-        parts, columns = _parquet_parts(posts, filesystem)
+        parts, columns = _parquet_parts(posts, filesystem, reading.column_names)
+    elif form == "jsonl":
+        parts = [partial(_json_lines, file.path, file.name, reading.column_names) for file in posts]
+        columns = _json_fields(posts, reading.column_names)
     else:
-        read = {"JSONL": _json_lines, "CoNLL": _conll}[form]
-        parts = [partial(read, file.path, file.name) for file in posts]
-        columns = _json_fields(posts) if form == "JSONL" else "columns: id, tokens"
+        tables = [_table(read_posts(file.path, form, *reading[1:], name=file.name)) for file in posts]
+        parts = [partial(_slices, table) for table in tables]
+        present = [name for name in tables[0].column_names if any(len(table) > table[name].null_count for table in tables)]
+        columns = f"columns: {', '.join(present)}"
     return PostSource(parts, fingerprint_of(_stats(posts)), [*notes, columns])
 
 
@@ -322,7 +345,7 @@ def _remote_form(file: DataFile) -> str | None:
     return "parquet" if file.name.lower().endswith(".parquet") else None
 
 
-def _open_address(name: str, split: str | None) -> PostSource:
+def _open_address(name: str, split: str | None, column_names: Mapping[str, str]) -> PostSource:
     """PostSource of parquet at an address, a file or a folder."""
     try:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(name)
@@ -334,19 +357,24 @@ def _open_address(name: str, split: str | None) -> PostSource:
     infos = [info] if info.is_file else filesystem.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
     names = {info.path: Path(info.path).name if info.path == path else info.path.removeprefix(path).lstrip("/") for info in infos}
     files = [DataFile(info.path, names[info.path], info.size, info.mtime_ns) for info in infos if info.is_file]
-    return _open_files(sorted(files), split, name, filesystem, is_file=info.is_file)
+    reading = Reading(column_names=column_names)
+    return _open_files(sorted(files), split, name, filesystem, is_file=info.is_file, reading=reading)
 
 
-def _open_hub(name: str, split: str | None) -> PostSource:
+def _open_hub(name: str, split: str | None, column_names: Mapping[str, str]) -> PostSource:
     try:
         data = datasets.load_dataset(name)
     except ValueError as error:
         raise DataError(f"--data: {name} cannot be read: {error}") from error
-    return _open_datasets(data, split, name, None)
+    return _open_datasets(data, split, name, None, column_names)
 
 
 def _open_datasets(
-    data: datasets.Dataset | datasets.DatasetDict, split: str | None, where: str, fingerprint: str | None
+    data: datasets.Dataset | datasets.DatasetDict,
+    split: str | None,
+    where: str,
+    fingerprint: str | None,
+    column_names: Mapping[str, str],
 ) -> PostSource:
     """PostSource of a data set of `datasets`, whose images stay undecoded."""
     splits = data if isinstance(data, dict) else {}
@@ -355,10 +383,12 @@ def _open_datasets(
         splits = {chosen: data[chosen]}
     rows_by_name = {f"{where}, {name}": rows for name, rows in splits.items()} or {where: data}
     schemas = {name: rows.features.arrow_schema for name, rows in rows_by_name.items()}
-    schema, columns = _unified(schemas)
+    schema, columns = _unified(schemas, column_names)
     parts = []
     for name, rows in rows_by_name.items():
-        rows = rows.select_columns([column for column in schema.names if column in rows.column_names])
+        fields = _columns_of_fields(rows.column_names, column_names)
+        rows = rows.select_columns([fields[field] for field in schema.names if field in fields])
+        rows = rows.rename_columns({column: field for field, column in fields.items() if column in rows.column_names})
         count = max(1, len(rows) // ROWS_PER_READ)
         parts += [partial(_dataset_rows, rows.shard(count, index, contiguous=True), schema, name) for index in range(count)]
     if fingerprint is None or split is not None:
@@ -374,7 +404,9 @@ def _dataset_rows(rows: datasets.Dataset, schema: pa.Schema, where: str, ids_onl
         yield _post_table(table, schema, where)
 
 
-def _parquet_parts(files: list[DataFile], filesystem: pyarrow.fs.FileSystem) -> tuple[Parts, str]:
+def _parquet_parts(
+    files: list[DataFile], filesystem: pyarrow.fs.FileSystem, column_names: Mapping[str, str]
+) -> tuple[Parts, str]:
     """Functions that read the files, and a sentence on their columns. Every part yields the same columns of the same types."""
 
     def open_footer(file: DataFile) -> tuple[pa.Schema, pq.FileMetaData]:
@@ -386,7 +418,7 @@ def _parquet_parts(files: list[DataFile], filesystem: pyarrow.fs.FileSystem) -> 
 
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as threads:
         footers = list(threads.map(open_footer, files))
-    schema, columns = _unified({file.path: footer for file, (footer, _) in zip(files, footers, strict=True)})
+    schema, columns = _unified({file.path: footer for file, (footer, _) in zip(files, footers, strict=True)}, column_names)
     parts = []
     for file, (_, metadata) in zip(files, footers, strict=True):
         groups: list[int] = []
@@ -397,23 +429,39 @@ def _parquet_parts(files: list[DataFile], filesystem: pyarrow.fs.FileSystem) -> 
             num_bytes += metadata.row_group(group).total_byte_size
             if num_rows >= ROWS_PER_READ or group == metadata.num_row_groups - 1:
                 batch_size = max(1, min(ROWS_PER_TABLE, BYTES_PER_TABLE * num_rows // max(1, num_bytes)))
-                parts.append(partial(_parquet_rows, file.path, filesystem, groups, batch_size, schema))
+                parts.append(partial(_parquet_rows, file.path, filesystem, groups, batch_size, schema, column_names))
                 groups, num_rows, num_bytes = [], 0, 0
     return parts, columns
 
 
 def _parquet_rows(
-    path: str, filesystem: pyarrow.fs.FileSystem, groups: list[int], batch_size: int, schema: pa.Schema, ids_only: bool = False
+    path: str,
+    filesystem: pyarrow.fs.FileSystem,
+    groups: list[int],
+    batch_size: int,
+    schema: pa.Schema,
+    column_names: Mapping[str, str],
+    ids_only: bool = False,
 ) -> Iterator[pa.Table]:
     schema = pa.schema([schema.field("id")]) if ids_only else schema
     with pq.ParquetFile(path, filesystem=filesystem) as opened:
-        names = [name for name in schema.names if name in opened.schema_arrow.names]
+        fields = _columns_of_fields(opened.schema_arrow.names, column_names)
+        names = [fields[field] for field in schema.names if field in fields]
+        of_column = {column: field for field, column in fields.items()}
         batches = opened.iter_batches(ROWS_PER_TABLE if ids_only else batch_size, row_groups=groups, columns=names)
         for batch in batches:
-            yield _post_table(pa.Table.from_batches([batch]), schema, path)
+            table = pa.Table.from_batches([batch])
+            yield _post_table(table.rename_columns([of_column[column] for column in table.column_names]), schema, path)
 
 
-def _unified(schemas: dict[str, pa.Schema]) -> tuple[pa.Schema, str]:
+def _columns_of_fields(names: Iterable[str], column_names: Mapping[str, str]) -> dict[str, str]:
+    """The column of every field of a post that is read."""
+    names = list(names)
+    fields = match_fields(names, column_names) | {name: name for name in REGION_FIELDS if name in names}
+    return {field: column for field, column in fields.items() if field in POST_COLUMNS.names}
+
+
+def _unified(schemas: dict[str, pa.Schema], column_names: Mapping[str, str]) -> tuple[pa.Schema, str]:
     """The columns that posts of all schemas fit, and a sentence that says which are read and which are not.
 
     Raises:
@@ -422,19 +470,19 @@ def _unified(schemas: dict[str, pa.Schema]) -> tuple[pa.Schema, str]:
     present, unread, id_types = set(), set(), set()
     for where, schema in schemas.items():
         names = schema.names
-        if "id" not in names or not {"text", "tokens"} & set(names):
+        check_column_names(column_names, names, where)
+        fields = _columns_of_fields(names, column_names)
+        if "id" not in fields or not {"text", "tokens"} & set(fields):
             raise DataError(f"--data: {where} has the columns {', '.join(names)}; expected id, and tokens or text")
-        for name in names:
-            if name not in POST_COLUMNS.names:
-                unread.add(name)
-                continue
-            if names.count(name) > 1:
-                raise DataError(f"--data: {where}, column {name}: expected one column of that name, got {names.count(name)}")
+        unread.update(set(names) - set(fields.values()))
+        for name, column in fields.items():
+            if names.count(column) > 1:
+                raise DataError(f"--data: {where}, column {column}: expected one column of that name, got {names.count(column)}")
             present.add(name)
-            type = _plain(schema.field(name).type)
+            type = _plain(schema.field(column).type)
             expected, fits = COLUMN_TYPES[name]
             if not (fits(type) or pa.types.is_null(type)):
-                raise DataError(f"--data: {where}, column {name}: expected {expected}, got {type}")
+                raise DataError(f"--data: {where}, column {column}: expected {expected}, got {type}")
             if name == "id" and not pa.types.is_null(type):
                 id_types.add(type)
     unified = [POST_COLUMNS.field(name) for name in POST_COLUMNS.names if name in present]
@@ -536,19 +584,29 @@ def _cast(values: pa.ChunkedArray, column: pa.Field) -> pa.ChunkedArray:
     return pa.chunked_array([pa.StructArray.from_arrays(children, fields=list(column.type), mask=invalid)])
 
 
-def _conll(path: str, name: str, ids_only: bool = False) -> Iterator[pa.Table]:
-    """The posts of a CoNLL file; their labels are not read."""
-    posts = read_conll(path)
-    schema = pa.schema([POST_COLUMNS.field(column) for column in ("id", "tokens", "image")])
-    for first in range(0, len(posts), ROWS_PER_TABLE):
-        rows = [
-            {"id": post["id"], "tokens": post["tokens"], "image": post.get("image") and {"path": post["image"]}}
-            for post in posts[first : first + ROWS_PER_TABLE]
-        ]
-        yield pa.Table.from_pylist(rows, schema=schema)
+def _table(posts: list[dict[str, Any]]) -> pa.Table:
+    """Posts that `mner_data.readers` has read; their labels are not used. Where a post has a text, it is tagged and not its
+    words, so that results count its characters.
+    """
+    rows = [
+        {
+            "id": post["id"],
+            "tokens": None if "text" in post else post["tokens"],
+            "text": post.get("text"),
+            "image": post.get("image") and {"path": post["image"]},
+        }
+        for post in posts
+    ]
+    return pa.Table.from_pylist(rows, schema=pa.schema(list(POST_COLUMNS)[:4]))
 
 
-def _json_lines(path: str, name: str, ids_only: bool = False) -> Iterator[pa.Table]:
+def _slices(table: pa.Table, ids_only: bool = False) -> Iterator[pa.Table]:
+    for first in range(0, len(table), ROWS_PER_TABLE):
+        part = table.slice(first, ROWS_PER_TABLE)
+        yield part.select(["id"]) if ids_only else part
+
+
+def _json_lines(path: str, name: str, column_names: Mapping[str, str], ids_only: bool = False) -> Iterator[pa.Table]:
     """Lines of a file with their ids. A line without a readable id is named by its place, and judged by the tagger."""
     ids, lines = [], []
     try:
@@ -556,7 +614,7 @@ def _json_lines(path: str, name: str, ids_only: bool = False) -> Iterator[pa.Tab
             for number, line in enumerate(opened, start=1):
                 if not line.strip():
                     continue
-                ids.append(_id_of_line(line) or f"{name}, line {number}")
+                ids.append(_id_of_line(line, column_names) or f"{name}, line {number}")
                 lines.append(b"" if ids_only else line)
                 if len(ids) == ROWS_PER_TABLE:
                     yield pa.table({"id": ids, "json": lines}, schema=JSON_LINES)
@@ -566,26 +624,27 @@ def _json_lines(path: str, name: str, ids_only: bool = False) -> Iterator[pa.Tab
     yield pa.table({"id": ids, "json": lines}, schema=JSON_LINES)
 
 
-def _json_fields(files: list[DataFile]) -> str:
+def _json_fields(files: list[DataFile], column_names: Mapping[str, str]) -> str:
     """A sentence on the fields of a file's first posts: which are read and which are not."""
     names: set[str] = set()
     for file in files:
-        for table in islice(_json_lines(file.path, file.name), 1):
+        for table in islice(_json_lines(file.path, file.name, column_names), 1):
             for line in table["json"].to_pylist():
                 try:
                     fields = json.loads(line)
                 except (ValueError, RecursionError):
                     continue  # the tagger names it
-                names |= fields.keys() if isinstance(fields, dict) else set()
+                names |= standard_row(fields, column_names).keys() if isinstance(fields, dict) else set()
     columns = [name for name in POST_COLUMNS.names if name in names]
     return _column_note(columns, {replace_surrogates(name) for name in names.difference(columns)})
 
 
-def _id_of_line(line: bytes) -> str | None:
+def _id_of_line(line: bytes, column_names: Mapping[str, str]) -> str | None:
     try:
-        name = json.loads(line)["id"]
-    except (ValueError, TypeError, KeyError, RecursionError):
+        row = json.loads(line)
+    except (ValueError, RecursionError):
         return None
+    name = standard_row(row, column_names).get("id") if isinstance(row, dict) else None
     return replace_surrogates(str(name)) if is_id(name) and name != "" else None
 
 

@@ -6,7 +6,7 @@ import ctypes
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from filelock import FileLock
 from transformers import pipeline
 from transformers.utils import HF_MODULES_CACHE
 
-from mner_data.images import ImageFolder
+from mner_data.images import ImageFinder
 from mner_data.readers import DataError, read_regions, replace_surrogates
+from mner_data.readers.rows import standard_row
 from modeling_hamlearning.configuration_hamlearning import LEVELS
 from processors import REGION_FIELDS
 from processors.fetching import fetch
@@ -64,6 +65,8 @@ class Tagger:
         batch_size: posts in one call of the model.
         regions: JSONL files with the regions of posts that bring none themselves.
         with_tokens: whether the result has a column with the words of each post.
+        data_dir: folder of the data; a post's image may be a path relative to it, such as `images/a.jpg`.
+        column_names: the fields of a line of JSON that are not called as usual, by their names in it.
     """
 
     def __init__(
@@ -75,9 +78,12 @@ class Tagger:
         batch_size: int,
         regions: Sequence[str] = (),
         with_tokens: bool = False,
+        data_dir: str | None = None,
+        column_names: Mapping[str, str] | None = None,
     ):
         self.with_tokens = with_tokens
-        self.images = ImageFolder(images) if images else None
+        self.column_names = column_names or {}
+        self.images = ImageFinder(images, data_dir)
         self.allow_urls, self.batch_size = allow_urls, batch_size
         self.regions = {post: post_regions for file in regions for post, post_regions in read_regions(Path(file)).items()}
         # transformers copies the model's code to a folder that the machine's actors share.
@@ -95,7 +101,7 @@ class Tagger:
             A table with a row for each post: its id and `COLUMNS`. A post with an error has the entities of its text, if that
             can be tagged, and no relevance.
         """
-        rows = [_parse(row) for row in table.to_pylist()]
+        rows = [_parse(row, self.column_names) for row in table.to_pylist()]
         results: list[dict] = [{}] * len(rows)
         by_length = sorted(range(len(rows)), key=lambda place: _length(rows[place]))
         for first in range(0, len(rows), self.batch_size):
@@ -146,20 +152,22 @@ class Tagger:
         if isinstance(image, dict):
             image = image["bytes"] if image.get("bytes") is not None else image.get("path")
         if image is None:
-            return self.images.find(str(name)) if self.images else None
+            return self.images.find({"id": str(name)})
         if isinstance(image, bytes):
             return image
         if not isinstance(image, str):
             raise DataError(f"field image: expected bytes or the name of a file, got {type(image).__name__}")
-        if image[:8].lower().startswith(("http://", "https://")):
-            if not self.allow_urls:
-                raise DataError(f"field image: is a URL, which is fetched only with --allow_urls: {image:.200}")
+        is_url = image[:8].lower().startswith(("http://", "https://"))
+        if is_url and self.allow_urls:
             return fetch(image)
-        if self.images is None:
+        if path := self.images.find({"id": str(name), "image": image}):
+            return path
+        if is_url:
+            raise DataError(f"field image: is a URL, which is fetched only with --allow_urls: {image:.200}")
+        if not self.images.folders:
             raise DataError(f"field image: {image!r:.200} is a file, but there is no folder of images: give --images DIR")
-        if (path := self.images.find(image)) is None:
-            raise DataError(f"field image: there is no file {image!r:.200} in {self.images.folder}")
-        return path
+        folders = " or ".join(str(folder.folder) for folder in self.images.folders)
+        raise DataError(f"field image: there is no file {image!r:.200} in {folders}")
 
     def _tag(self, posts: list[dict]) -> list[tuple[dict | None, Exception | None]]:
         """Result and error of each post. Where a call fails, its halves are tried apart, down to the post that is at fault.
@@ -183,7 +191,7 @@ class Tagger:
             return [(result, error)]
 
 
-def _parse(row: dict) -> dict | Exception:
+def _parse(row: dict, column_names: Mapping[str, str]) -> dict | Exception:
     """The fields of a post: those of its columns, or of its line of JSON."""
     if "json" not in row:
         return row
@@ -191,6 +199,7 @@ def _parse(row: dict) -> dict | Exception:
         fields = json.loads(row["json"])
         if not isinstance(fields, dict):
             raise TypeError(f"expected an object, got {type(fields).__name__}")
+        fields = standard_row(fields, column_names)
         # A post without an id goes by its place; an id that is neither text nor a number is an error.
         wrong_id = {} if fields.get("id") is None else {"json_id": fields["id"]}
         return fields | {"id": row["id"]} | wrong_id

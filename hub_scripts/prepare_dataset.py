@@ -1,8 +1,9 @@
 """From label files and images to a data set for the Hub.
 
 `python -m hub_scripts.prepare_dataset --text posts.txt --images DIR --output DIR [--regions grid] [--push user/repo]`
-reads CoNLL or JSONL (one file, or a folder with one file per split), stores the images in the rows, adds regions and writes
-parquet files with a card. An interrupted run continues with the same command: finished shards are kept.
+reads label files in every form of docs/data.md (one file, or a folder with one file per split), stores the images in the
+rows, adds regions and writes parquet files with a card. An interrupted run continues with the same command: finished shards are
+kept.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from mner_data.entity_boxes import find_entity_boxes, read_entity_boxes
 from mner_data.files import OutputError, atomic_write, markdown_table, reserve_output_dir
 from mner_data.images import ImageFinder, default_image_dir
 from mner_data.loading import row_features
+from mner_data.options import add_reading_options, parse_column_names
 from mner_data.readers import DataError, bio_labels, read_regions, read_splits, sha256
 from processors.region_extraction import (
     REGION_FIELDS,
@@ -79,13 +81,15 @@ def main(arguments: list[str] | None = None) -> Path:
     """
     options = _parse(arguments)
     output = Path(options.output)
-    posts, files = read_splits(options.text, options.label_scheme)
+    column_names = parse_column_names(options.column_names)
+    posts, files = read_splits(options.text, options.label_scheme, options.format, options.columns, column_names)
     names = bio_labels(label for split_posts in posts.values() for post in split_posts for label in post["labels"])
     label_dir = next(iter(files.values())).parent
     image_dir = options.images or default_image_dir(label_dir)
     settings = {
         "label_files": {split: sha256(path) for split, path in files.items()},
         "label_scheme": options.label_scheme,
+        "reading": [options.format, options.columns, column_names],
         "images": image_dir and str(Path(image_dir).resolve()),
         "regions": options.regions,
     }
@@ -127,9 +131,10 @@ def main(arguments: list[str] | None = None) -> Path:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", required=True, help="CoNLL or JSONL file, or a folder with train, valid (or dev) and test")
+    parser.add_argument("--text", required=True, help="label file, or a folder with train, valid (or dev) and test")
     parser.add_argument("--images", help="folder of the images, named by IMGID; by default `images` beside the label files")
     parser.add_argument("--label_scheme", help="scheme of the labels, such as BIOES; by default it is recognised")
+    add_reading_options(parser)
     parser.add_argument("--output", required=True, help="folder of the data set")
     parser.add_argument(
         "--regions", help="grid, a region_config as YAML, e.g. '{name: object-detection, model: …}', or a JSONL file"

@@ -25,7 +25,7 @@ from processors import HamLearningProcessor
 REFERENCE = "reference.json"
 NEEDED = ("config.json", "processor_config.json", "README.md")
 # The files that are copied as they are. All others are written anew from the loaded model and processor.
-COPIED = ("README.md", "curves.png")
+COPIED = ("README.md", "curves.png", "confusion.png")
 # What Inference Endpoints run.
 ENDPOINT = Path(__file__).with_name("endpoint")
 COMMIT_MESSAGE = "HamLearning model"

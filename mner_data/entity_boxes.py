@@ -17,7 +17,8 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 from processors.region_extraction import check_regions
 
-from .readers import ENTITY_BOXES_FILE, DataError, _json_lines
+from .readers import ENTITY_BOXES_FILE, DataError
+from .readers.text import json_lines
 
 logger = logging.getLogger(__name__)
 XML_FOLDER = "xml"
@@ -90,7 +91,7 @@ def check_rows(rows: Dataset, name: str):
 def _read_jsonl(path: Path, posts: list[dict]) -> dict[str, EntityBoxes]:
     by_id = {post["id"]: post for post in posts}
     entity_boxes, unknown = {}, []
-    for where, row in _json_lines(path, "id and entities"):
+    for where, row in json_lines(path, "id and entities"):
         try:
             post_id = str(row["id"])
             boxes = {(item["start"], item["end"], item["type"]): item["boxes"] for item in row["entities"]}

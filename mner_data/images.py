@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import PIL.Image
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from processors import ImageError, load_image
 
-from .readers import IMAGE_SUFFIXES, DataError
+from .readers import IMAGE_SUFFIXES, LABEL_FOLDER_NAMES, DataError
 
-FOLDER_NAMES = ("images", "image", "imgs", "img", "pictures", "photos")
+FOLDER_NAMES = ("images", "image", "imgs", "img", "pictures", "photos", "img_org")
+# UMT's and RpBERT's code expects the images of `data/twitter2017` in this folder, which lies somewhere above.
+PUBLISHED_IMAGES = "IJCAI2019_data"
+LABEL_STUDIO = ("/data/upload/", "/data/local-files/")
 _MAX_NAME_BYTES = 255
 
 
@@ -52,13 +54,27 @@ class ImageFolder:
         """The image with this name, or `None`.
 
         An exact match comes first, then one that differs by case, Unicode form or suffix alone, by the order of
-        `IMAGE_SUFFIXES`. The name may have a suffix or not; it may be a path within the folder, also an absolute one.
+        `IMAGE_SUFFIXES`. The name may have a suffix or not; it may be a path within the folder, also an absolute one. A name
+        alone that is not found in the folder may lie in one of its sub-folders (`images/train/a.jpg`).
 
         Raises:
             DataError: the name leads out of the folder, cannot be a file name, or files fit it equally well.
         """
-        *folders, file_name = self._parts(name)
-        folder = self.folder
+        parts = self._parts(name)
+        path = self._find_below(self.folder, parts, name)
+        if path is not None or len(parts) > 1:
+            return path
+        listing = self._listing(self.folder)
+        below = [entry for entries in listing.folders.values() for _, entry in entries if entry not in listing.links]
+        found = [path for entry in sorted(below) if (path := self._find_below(self.folder / entry, parts, name))]
+        if len(found) > 1:
+            paths = " and ".join(str(path.relative_to(self.folder)) for path in found)
+            raise DataError(f"image {name!r:.80}: {paths} in {self.folder} both fit it; write the folder before the name")
+        return found[0] if found else None
+
+    def _find_below(self, folder: Path, parts: list[str], name: str) -> Path | None:
+        """The image at these parts of a path below a folder."""
+        *folders, file_name = parts
         for part in folders:
             if (match := _best_match(part, self._listing(folder).folders, folder)) is None:
                 return None
@@ -139,6 +155,7 @@ class ImageFinder:
     def __init__(self, image_dir: str | Path | None, label_dir: str | Path | None = None):
         self.images = ImageFolder(image_dir) if image_dir else None
         self.beside_labels = ImageFolder(label_dir) if label_dir else None
+        self.folders = [folder for folder in (self.images, self.beside_labels) if folder]
 
     def find(self, post: dict[str, Any]) -> Path | None:
         """The file of a post's image, or `None`.
@@ -149,17 +166,17 @@ class ImageFinder:
         name = post.get("image")
         if name is None:
             return self.images.find(post["id"]) if self.images else None
-        if _is_url(name):
-            return None
-        folders = [folder for folder in (self.images, self.beside_labels) if folder]
+        if _is_url(name) or name.startswith(LABEL_STUDIO):
+            names = _names_of_files(name)
+            return next((path for file in names if self.images and (path := self.images.find(file))), None)
         errors = []
-        for folder in folders:
+        for folder in self.folders:
             try:
                 if path := folder.find(name):
                     return path
             except DataError as error:
                 errors.append(error)
-        if errors and len(errors) == len(folders):
+        if errors and len(errors) == len(self.folders):
             raise errors[0]
         return None
 
@@ -176,7 +193,11 @@ class ImageFinder:
 
 
 def default_image_dir(folder: str | Path) -> Path | None:
-    """The folder of images beside label files: `images`, or else a usual other name, or `NAME_images` for a folder NAME.
+    """The folder of the images that belong to the label files of a folder, or `None`.
+
+    It is looked for in this order: `images` in the folder; a usual other name or `…_images` there; `NAME_images` beside a
+    folder NAME, as published data sets have it; the usual names beside a folder of label files alone (`txt`); and
+    `IJCAI2019_data/NAME_images` somewhere above.
 
     Raises:
         DataError: there is no `images`, but several of the others.
@@ -184,11 +205,14 @@ def default_image_dir(folder: str | Path) -> Path | None:
     folder = Path(folder).absolute()
     if (folder / "images").is_dir():
         return folder / "images"
-    names = {*FOLDER_NAMES, f"{folder.name.lower()}_images"}
-    matches = [path for path in sorted(folder.iterdir()) if path.name.lower() in names and path.is_dir()]
-    # Published data sets often have `twitter2017/` with the labels and `twitter2017_images/` beside it.
+    matches = _image_folders(folder)
     beside = folder.parent / f"{folder.name}_images"
-    matches = matches or ([beside] if beside.is_dir() else [])
+    if not matches and beside.is_dir():
+        return beside
+    if not matches and folder.name.lower() in LABEL_FOLDER_NAMES:
+        matches = _image_folders(folder.parent)
+    published = (parent / PUBLISHED_IMAGES / f"{folder.name}_images" for parent in list(folder.parents)[:3])
+    matches = matches or [path for path in published if path.is_dir()][:1]
     if len(matches) > 1:
         raise DataError(
             f"{folder}: expected one folder of images, got {', '.join(path.name for path in matches)}; name it (image_dir)"
@@ -196,22 +220,14 @@ def default_image_dir(folder: str | Path) -> Path | None:
     return matches[0] if matches else None
 
 
-def count_unreadable_images(rows: Iterable[dict[str, Any]], num_threads: int = 8) -> int:
-    """Number of rows whose image is given but cannot be read, for example because a disk is gone.
+def _image_folders(folder: Path) -> list[Path]:
+    """Folders with the usual names of image folders, or else those that end with `_images`, by name.
 
-    Args:
-        rows: rows of a data set, whose `image` is not decoded; see `loading.load_splits`.
+    `…_aux_images` holds cut-outs of the images, which several published codes make.
     """
-
-    def is_unreadable(row: dict[str, Any]) -> bool:
-        try:
-            load_image(row["image"])
-        except ImageError:
-            return True
-        return False
-
-    with ThreadPoolExecutor(num_threads) as threads:
-        return sum(threads.map(is_unreadable, (row for row in rows if row.get("image") is not None)))
+    folders = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    usual = [path for path in folders if path.name.lower() in FOLDER_NAMES]
+    return usual or [path for path in folders if re.search("(?<!_aux)[_-]images$", path.name.lower())]
 
 
 def _best_match(name: str, entries: dict[str, list[tuple[str, str]]], folder: Path) -> str | None:
@@ -239,6 +255,17 @@ def _nfc(name: str) -> str:
 
 def _key(name: str) -> str:
     return _nfc(_nfc(name).casefold())
+
+
+def _names_of_files(address: str) -> list[str]:
+    """Names that the file at a web address, or in Label Studio's own folders, will have where someone has downloaded it."""
+    if address.startswith(LABEL_STUDIO[1]):
+        path = unquote(address.partition("?d=")[2])
+        return [path, path.rpartition("/")[2]] if path else []
+    name = unquote(re.split(r"[?#]", address)[0].rpartition("/")[2])
+    # Label Studio puts eight hexadecimal digits before the name of an uploaded file.
+    names = [name, re.sub(r"^[0-9a-f]{8}-", "", name)] if address.startswith(LABEL_STUDIO) else [name]
+    return [name for name in names if name]
 
 
 def _is_url(name: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from datasets import (
 from datasets.config import HF_DATASETS_CACHE
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.constants import HF_HUB_CACHE
+from seqeval.metrics.sequence_labeling import get_entities
 from tqdm.auto import tqdm
 
 from processors import REGION_FIELDS
@@ -38,17 +40,20 @@ from .images import ImageFinder, default_image_dir
 from .label_schemes import LabelSchemeError, is_bio_label, to_bio
 from .readers import (
     REGIONS_FILE,
+    SPLIT_NAMES,
     DataError,
     bio_labels,
     find_split_files,
-    log_label_files,
     read_regions,
     read_splits,
     sha256,
 )
+from .readers.rows import Notes, check_column_names, is_missing, match_fields, post_of_row
+from .readers.split_files import log_label_files
 
 logger = logging.getLogger(__name__)
 IDS_LISTED = 50
+ROWS_AT_ONCE = 100
 
 
 def load_splits(
@@ -57,17 +62,23 @@ def load_splits(
     regions_file: str | None = None,
     label_scheme: str | None = None,
     entity_boxes: str | None = None,
+    format: str | None = None,
+    columns: str | None = None,
+    column_names: Mapping[str, str] | None = None,
 ) -> tuple[DatasetDict, dict[str, str]]:
     """Load the splits of a data set, and one fingerprint per split, which tells it from other data.
 
     Args:
-        data_path: a CoNLL, JSONL or parquet file, a folder with train.txt, valid.txt (or dev.txt) and test.txt, a folder saved by
-            `datasets`, or the name of a data set on the Hub.
+        data_path: a label file of any form that `readers` has, a folder with train.txt, valid.txt (or dev.txt) and test.txt,
+            or the same in another form; a parquet file, a folder saved by `datasets`, or the name of a data set on the Hub.
         image_dir: folder of the images, for label files; by default `images` beside the files, if there is one.
         regions_file: JSONL with the posts' regions, for label files; by default `regions.jsonl` beside them, if there is one.
         label_scheme: one of `label_schemes.SCHEMES`; by default it is recognised. The labels of the result are BIO.
         entity_boxes: JSONL or a folder of XML with the boxes of the entities, for label files; by default what
             `find_entity_boxes` finds beside them.
+        format: form of the label files, one of `readers.FORMATS`; by default it is recognised.
+        columns: columns of CoNLL files, such as `word,_,label`; by default the first is the word and the last the label.
+        column_names: what columns are, by their names, where they are not the usual ones: `{"sentence_words": "tokens"}`.
 
     Returns:
         The splits train, validation and test as far as they exist, and by split the SHA-256 of the label file, or the data
@@ -78,37 +89,43 @@ def load_splits(
     """
     path = Path(data_path)
     if path.is_file() and path.suffix.lower() != ".parquet" or path.is_dir() and find_split_files(path).splits:
-        data, fingerprints = _load_label_files(path, image_dir, regions_file, label_scheme, entity_boxes)
-    elif image_dir or regions_file or entity_boxes:
+        posts, files = read_splits(path, label_scheme, format, columns, column_names)
+        data = _load_label_files(path, posts, next(iter(files.values())).parent, image_dir, regions_file, entity_boxes)
+        fingerprints = {split: sha256(file) for split, file in files.items()}
+    elif image_dir or regions_file or entity_boxes or format or columns:
         raise DataError(
-            f"{data_path}: image_dir, regions_file and entity_boxes are for label files; the rows of a data set hold all three"
+            f"{data_path}: image_dir, regions_file and entity_boxes are for label files, as are format and columns; a row of a "
+            "data set holds all that belongs to a post"
         )
     else:
-        data, fingerprints = _load_dataset(data_path, label_scheme)
+        data, fingerprints = _load_dataset(data_path, label_scheme, column_names or {})
     _warn_of_types_in_one_split(data)
     return data, fingerprints
 
 
 def _load_label_files(
-    path: Path, image_dir: str | None, regions_file: str | None, label_scheme: str | None, entity_boxes: str | None
-) -> tuple[DatasetDict, dict[str, str]]:
-    folder = path.parent if path.is_file() else path
+    path: Path,
+    posts: dict[str, list[dict]],
+    folder: Path,
+    image_dir: str | None,
+    regions_file: str | None,
+    entity_boxes: str | None,
+) -> DatasetDict:
+    """The data set of the posts of label files in a folder."""
     if image_dir and not Path(image_dir).is_dir():
         raise DataError(f"image_dir: there is no folder {image_dir}")
     images = image_dir or default_image_dir(folder)
     regions_beside = folder / REGIONS_FILE
     regions = regions_file or (regions_beside if regions_beside.is_file() else None)
-    posts, files = read_splits(path, label_scheme)
     if images is None and not any("image" in post for split_posts in posts.values() for post in split_posts):
         logger.warning("%s: posts are read WITHOUT images: there is no folder %s, and no image_dir", path, folder / "images")
     elif not image_dir:
         logger.info("images from %s", images or folder)
     boxes = entity_boxes or find_entity_boxes(folder)
-    data = dataset_of_posts(posts, images, regions, label_dir=folder, entity_boxes=boxes)
-    return data, {split: sha256(file) for split, file in files.items()}
+    return dataset_of_posts(posts, images, regions, label_dir=folder, entity_boxes=boxes)
 
 
-def _load_dataset(name: str, label_scheme: str | None) -> tuple[DatasetDict, dict[str, str]]:
+def _load_dataset(name: str, label_scheme: str | None, column_names: Mapping[str, str]) -> tuple[DatasetDict, dict[str, str]]:
     path, fingerprint = Path(name), None
     try:
         if path.is_file():
@@ -123,7 +140,15 @@ def _load_dataset(name: str, label_scheme: str | None) -> tuple[DatasetDict, dic
     except (DatasetGenerationError, pa.ArrowInvalid) as error:
         raise DataError(f"{name}: `datasets` cannot read it: {error.__cause__ or error}") from error
     data = data if isinstance(data, dict) else DatasetDict({"train": data})
-    data = DatasetDict({split: _check_columns(rows, name) for split, rows in data.items()})
+    splits = [SPLIT_NAMES.get(split.lower(), split) for split in data]
+    if len(set(splits)) < len(splits):
+        raise DataError(f"{name}: expected one split of each name, got {', '.join(data)}")
+    data = DatasetDict(
+        {
+            split: _check_columns(_find_images(_standard_columns(rows, name, split, column_names), path), name)
+            for split, rows in zip(splits, data.values(), strict=True)
+        }
+    )
     for rows in data.values():
         _check_labels(rows, name)
         _check_paths(rows, name)
@@ -209,6 +234,29 @@ def dataset_of_posts(
     return DatasetDict(splits)
 
 
+def check_images(data: DatasetDict):
+    """See that every split has images: without any, a model learns from the text alone.
+
+    Raises:
+        DataError: no post of a split has an image.
+    """
+    for split, rows in data.items():
+        images = rows.select_columns([name for name in ("image",) if name in rows.column_names])
+        if not any(map(_has_images, images.with_format("arrow").iter(ROWS_AT_ONCE))):
+            raise DataError(
+                f"{split}: none of the {len(rows):,} posts has an image that can be found. Put the images into a folder `images` "
+                "beside the posts, or name their folder with --image_dir; for a model of the text alone give --use_images false"
+            )
+
+
+def _has_images(batch: pa.Table) -> bool:
+    """Whether a row of the batch holds or names an image."""
+    if not batch.column_names:
+        return False
+    fields = (pc.struct_field(batch["image"], field) for field in ("bytes", "path"))
+    return any(field.null_count < len(field) for field in fields)
+
+
 def row_features(names: list[str], with_regions: bool, with_entity_boxes: bool = False) -> Features:
     """Features of a row. Images stay undecoded: the processor opens them."""
     features = {
@@ -246,14 +294,67 @@ def _warn_of_types_in_one_split(data: DatasetDict):
     counts: dict[str, dict[str, int]] = {}
     for split, rows in data.items():
         names = dataset_labels(rows)
-        for tag, count in Counter(tag for tags in rows["ner_tags"] for tag in tags).items():
-            if names[tag] != "O":
-                by_split = counts.setdefault(names[tag][2:], {})
-                by_split[split] = by_split.get(split, 0) + count
+        entities = get_entities([[names[tag] for tag in tags] for tags in rows["ner_tags"]])
+        for entity_type, count in Counter(entity_type for entity_type, _, _ in entities).items():
+            counts.setdefault(entity_type, {})[split] = count
     for entity_type, by_split in sorted(counts.items()):
         if len(by_split) == 1 < len(data):
             split, count = next(iter(by_split.items()))
-            logger.warning("type %s: %d words, in %s only", entity_type, count, split)
+            times = {1: "once", 2: "twice"}.get(count, f"{count:,} times")
+            logger.warning("type %s: %s, in %s only", entity_type, times, split)
+
+
+def _standard_columns(data: Dataset, name: str, split: str, column_names: Mapping[str, str]) -> Dataset:
+    """The data set with the columns `id`, `tokens`, `ner_tags` and `image`, whatever they are called in it.
+
+    Ids are numbered where there are none. Where there is a text in place of words, its words and labels are made from it.
+    Columns that are not used are named in the log.
+    """
+    check_column_names(column_names, data.column_names, f"{name}, {split}")
+    found = match_fields(data.column_names, column_names)
+    where = f"{name}, {split}"
+    if displaced := [field for field, column in found.items() if column != field and field in data.column_names]:
+        data = data.remove_columns(displaced)
+    data = data.rename_columns({column: field for field, column in found.items() if column != field})
+    if "id" not in found:
+        data = data.add_column("id", [f"{split}-{number}" for number in range(1, len(data) + 1)])
+    if "tokens" not in found and "text" in found:
+        notes = Notes()
+        fields = [column for column in ("id", "text", "ner_tags", "entities") if column in data.column_names]
+        posts = [post_of_row(row, f"{where}, post {row['id']}", "", notes) for row in data.select_columns(fields)]
+        notes.log(where)
+        if all(post["labels"] is not None for post in posts):
+            data = data.remove_columns([column for column in fields if column != "id"])
+            data = data.add_column("tokens", [post["tokens"] for post in posts], feature=List(Value("string")))
+            data = data.add_column("ner_tags", [post["labels"] for post in posts], feature=List(Value("string")))
+    used = {"id", "tokens", "ner_tags", "image", "entity_boxes", *REGION_FIELDS}
+    if unused := [column for column in data.column_names if column not in used]:
+        logger.warning("%s: these columns are not used: %s", where, ", ".join(unused))
+    return data
+
+
+def _find_images(data: Dataset, path: Path) -> Dataset:
+    """The data set of a local file or folder with the paths of the images that its rows name, as in label files.
+
+    A name that is not found stays, and is refused by `_check_paths`. pandas writes a missing image as an empty string.
+    """
+    feature = data.features.get("image")
+    if not path.exists() or not isinstance(feature, Value) or feature.dtype not in ("string", "large_string"):
+        return data
+    folder = path.parent if path.is_file() else path
+    finder = ImageFinder(default_image_dir(folder), folder)
+
+    def find(name: str | None) -> str | None:
+        if is_missing(name):
+            return None
+        try:
+            found = finder.find({"image": name})
+        except DataError:  # said by `_check_paths`, with the post
+            found = None
+        return name if found is None else str(found.absolute())
+
+    images = [find(name) for name in data["image"]]
+    return data.remove_columns("image").add_column("image", images, feature=Value("string"))
 
 
 def _check_columns(data: Dataset, name: str) -> Dataset:
@@ -332,14 +433,16 @@ def _check_labels(data: Dataset, name: str):
 
 def _check_paths(data: Dataset, name: str):
     """A row holds its image. The only files that it may name are those that `datasets` finds as the images of an image
-    folder: below the folder itself, or in the caches of downloads.
+    folder: below the folder itself, in the folder of images beside it, or in the caches of downloads.
 
     Raises:
         DataError: naming the post.
     """
     if "image" not in data.column_names:
         return
-    roots = [Path(root).resolve() for root in (name, HF_DATASETS_CACHE, HF_HUB_CACHE)]
+    folder = Path(name).parent if Path(name).is_file() else Path(name)
+    beside = default_image_dir(folder) if folder.is_dir() else None
+    roots = [Path(root).resolve() for root in (folder, beside or folder, HF_DATASETS_CACHE, HF_HUB_CACHE)]
     for batch in data.data.table.select(["id", "image"]).to_batches():
         content, path = (pc.struct_field(batch["image"], field) for field in ("bytes", "path"))
         without = pc.and_(pc.is_null(content), pc.is_valid(path))

@@ -27,9 +27,15 @@ def draw_html(text: str, image: Image.Image | None, entities: list[dict[str, Any
         image: the post's image, or `None`.
         entities: what the pipeline returned for it, with boxes in pixels of the image.
     """
+    style = f"<style>{STYLE}{''.join(map(_pointing, range(len(entities))))}</style>"
+    return f'<div class="hamlearning">{style}{post_html(text, image, entities)}</div>'
+
+
+def post_html(text: str, image: Image.Image | None, entities: list[dict[str, Any]]) -> str:
+    """The inside of what [`draw_html`] makes, for a page that has `STYLE` once and many posts. The arguments are the same."""
     groups = sorted({entity["entity_group"] for entity in entities})
     ordered = sorted(entities, key=lambda entity: entity["start"])
-    parts = [f"<style>{_STYLE}{''.join(map(_pointing, range(len(ordered))))}</style>"]
+    parts = []
     marks = (
         escape(piece)
         if entity is None
@@ -69,7 +75,7 @@ def draw_html(text: str, image: Image.Image | None, entities: list[dict[str, Any
                 for level, value in ordered[0]["relevance"].items()
             )
             parts.append(f'<table class="levels"><caption>{RELEVANCE_TITLE}</caption><tbody>{"".join(bars)}</tbody></table>')
-    return f'<div class="hamlearning">{"".join(parts)}</div>'
+    return "".join(parts)
 
 
 def _region_cell(region: dict[str, Any] | None) -> str:
@@ -110,7 +116,7 @@ def _pointing(entity: int) -> str:
 .hamlearning:has(.e{entity}:focus):not(:has(mark:hover)) .a{entity} {{ display: block; }}"""
 
 
-_STYLE = """
+STYLE = """
 .hamlearning { font-family: system-ui, sans-serif; line-height: 1.5; max-width: 720px; }
 .hamlearning .text { font-size: 1.2rem; line-height: 2; margin: 0 0 .75rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .hamlearning mark { background: var(--c); color: white !important; border-radius: .35rem; padding: .15rem .4rem; cursor: pointer;

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.ops import roi_align
-from transformers import AutoBackbone, AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoBackbone, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
@@ -827,7 +827,7 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
     @classmethod
     def from_text_vision_pretrained(
         cls,
-        text: str,
+        text: str | PreTrainedConfig,
         vision: str,
         label_list: list[str],
         vision_pretrained: bool = True,
@@ -837,7 +837,8 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
         """Start from a pretrained text encoder and a pretrained vision backbone.
 
         Args:
-            text: Hub name, folder, or a `.safetensors` file that has the encoder's `config.json` beside it.
+            text: Hub name, folder, a `.safetensors` file that has the encoder's `config.json` beside it, or a config, for an
+                encoder of random weights.
             vision: timm name.
             label_list: BIO labels, in the order of their ids.
             vision_pretrained: whether timm loads its own weights for the name.
@@ -845,10 +846,12 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
             config: arguments of [`HamLearningConfig`]; `dtype` and `attn_implementation` apply to the whole model.
         """
         dtype, attn_implementation = config.pop("dtype", None), config.pop("attn_implementation", None)
-        text_weights, text = (Path(text), Path(text).parent) if str(text).endswith(".safetensors") else (None, text)
+        is_pretrained, text_weights = not isinstance(text, PreTrainedConfig), None
+        if is_pretrained and str(text).endswith(".safetensors"):
+            text_weights, text = Path(text), Path(text).parent
         # As a dictionary: the backbone's class is only known to transformers, not to this file.
         model_config = HamLearningConfig(
-            text_config=AutoConfig.from_pretrained(text),
+            text_config=AutoConfig.from_pretrained(text) if is_pretrained else text,
             vision_config={"model_type": "timm_backbone", "backbone": vision, "out_indices": [-1]},
             id2label=dict(enumerate(label_list)),
             label2id={label: index for index, label in enumerate(label_list)},
@@ -858,10 +861,11 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
         if text_weights is not None:
             encoder = _text_encoder(AutoModel.from_config(model_config.text_config))
             _load_exactly(encoder, load_file(text_weights), text_weights)
-        else:
+        elif is_pretrained:
             encoder = _text_encoder(AutoModel.from_pretrained(text, use_safetensors=True, dtype=torch.float32))
-        own = model.model.text_encoder.state_dict()
-        model.model.text_encoder.load_state_dict({k: v for k, v in encoder.state_dict().items() if k in own})
+        if is_pretrained:
+            own = model.model.text_encoder.state_dict()
+            model.model.text_encoder.load_state_dict({k: v for k, v in encoder.state_dict().items() if k in own})
         model.load_vision(vision_weights, vision_pretrained)
         if attn_implementation is not None:
             model.set_attn_implementation(attn_implementation)

@@ -16,7 +16,7 @@ NO_DROPOUT = [
     "--text_config", "{model_type: bert, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, "
     "intermediate_size: 64, hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}",
     "--model_config", "{fusion_size: 32, num_iterations: 2, fusion_attention_heads: 2, fusion_dropout: 0.0, "
-    "classifier_dropout: 0.0}",
+    "classifier_dropout: 0.0, image_dropout: 0.0}",
     "--freeze_vision", "true", "--image_size", "32", "--learning_rate", "3e-3", "--max_steps", "50",
     "--logging_steps", "1", "--eval_strategy", "no", "--save_strategy", "no", "--use_cpu", "--disable_tqdm", "true",
 ]  # fmt: skip
@@ -84,7 +84,7 @@ def test_synthetic_posts(tmp_path):
 
 @pytest.mark.slow
 def test_the_real_text_set(tmp_path, real_data):
-    one, two = on_one_and_on_two(tmp_path, 16, "--data_path", str(real_data / "twitter2017"),
+    one, two = on_one_and_on_two(tmp_path, 16, "--data_path", str(real_data / "twitter2017"), "--use_images", "false",
                                  "--tokenizer_config", "{kind: word, min_count: 2}")  # fmt: skip
     compare(one, two)
     assert one[1]["eval_num_labelled_words"] == 11_309 and one[1]["eval_gold_total"] == 1_324

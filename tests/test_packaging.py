@@ -29,6 +29,7 @@ COMMANDS = {
     "hamlearning-push",
     "hamlearning-verify",
     "hamlearning-export-onnx",
+    "hamlearning-compare-runs",
 }
 
 
@@ -81,7 +82,8 @@ def test_pre_commit_runs_the_tools_of_setup_py(setup_arguments):
 
 def test_the_lowest_versions_are_exact(setup_arguments):
     extras = setup_arguments["extras_require"]
-    optional = [requirement for name in ("space", "bulk", "serve", "spacy", "onnx", "bench") for requirement in extras[name]]
+    names = ("space", "bulk", "serve", "spacy", "onnx", "bench", "lora", "search")
+    optional = [requirement for name in names for requirement in extras[name]]
     bounds, lowest = by_name(setup_arguments["install_requires"] + optional), by_name(extras["lowest"])
     assert set(lowest) == set(bounds)
     for name, requirement in lowest.items():
@@ -98,7 +100,7 @@ def test_versions_agree(setup_arguments):
 
 def test_every_package_is_typed_and_installed(setup_arguments):
     packages = set(setup_arguments["packages"])
-    assert all((ROOT / package / "py.typed").is_file() for package in packages)
+    assert all((ROOT / package.replace(".", "/") / "py.typed").is_file() for package in packages)
     imported = {Path(name).parts[0] for name in git_files() if name.endswith(".py") and len(Path(name).parts) == 2}
     assert imported - packages == {"benchmarks", "examples", "tests"}
     modules = {Path(name).stem for name in git_files() if name.endswith(".py") and len(Path(name).parts) == 1}

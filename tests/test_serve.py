@@ -225,15 +225,17 @@ def test_the_page_describes_the_service_and_loads_nothing_from_elsewhere(service
     assert json.loads(service.get("/health")[1])["status"] == "ok"
 
 
-# A model that takes two seconds a batch, and one post that breaks the device.
+# A model that takes as many seconds as a post says, and one post that breaks the device.
 SLOW = """
 import time, torch
 from transformers import Pipeline
 before = Pipeline.forward
 def forward(self, inputs, **options):
-    if any(post["text"] == "break" for post in inputs["posts"]):
-        raise torch.AcceleratorError("device-side assert")
-    time.sleep(2)
+    for post in inputs["posts"]:
+        if post["text"] == "break":
+            raise torch.AcceleratorError("device-side assert")
+        if post["text"].startswith("sleep"):
+            time.sleep(int(post["text"].split()[1]))
     return before(self, inputs, **options)
 Pipeline.forward = forward
 """
@@ -247,31 +249,37 @@ def slow(tmp_path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(tmp_path / "slow"), str(ROOT)])}
 
 
+def wait_for_pending(service: Service, count: int):
+    end = time.monotonic() + 30
+    while json.loads(service.get("/health")[1])["pending"] != count:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_sigterm_finishes_what_has_begun(saved_model, tmp_path, slow):
-    options = ["--batch_size", "2"]
+    options = ["--batch_size", "1"]
     with serve(saved_model, tmp_path, *options, **slow) as service, ThreadPoolExecutor(4) as clients:
-        answers = [clients.submit(service.tag, {"text": f"Jordan {client}"}) for client in range(4)]
-        time.sleep(1)
+        answers = [clients.submit(service.tag, {"text": f"sleep 2 client {client}"}) for client in range(4)]
+        wait_for_pending(service, 4)
         service.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         with pytest.raises(OSError):
             service.tag({"text": "too late"})
         assert [answer.result()[0] for answer in answers] == [200] * 4
-        assert service.process.wait(20) in (0, -signal.SIGTERM)
+        assert service.process.wait(60) in (0, -signal.SIGTERM)
         assert "Traceback" not in service.log.read_text()
 
 
-def test_time_and_the_queue_are_limited(saved_model, tmp_path, slow):
-    options = ["--timeout", "3", "--max_pending", "2", "--batch_size", "1"]
+def test_time_and_the_posts_in_work_are_limited(saved_model, tmp_path, slow):
+    options = ["--timeout", "12", "--max_pending", "2", "--batch_size", "1"]
     with serve(saved_model, tmp_path, *options, **slow) as service, ThreadPoolExecutor(1) as clients:
-        begun = clients.submit(service.tag, [{"text": "a"}, {"text": "b"}])
-        time.sleep(0.5)
-        assert json.loads(service.get("/health")[1])["pending"] == 2
+        begun = clients.submit(service.tag, [{"text": "sleep 14"}, {"text": "sleep 30"}])
+        wait_for_pending(service, 2)
         status, answer = service.tag({"text": "c"})
         assert status == 503 and "2 posts are in work" in answer["detail"]
-        assert begun.result()[0] == 503 and "longer than 3 seconds" in begun.result()[1]["detail"]
+        assert begun.result()[0] == 503 and "longer than 12 seconds" in begun.result()[1]["detail"]
         # Posts of those who are gone are not tagged: the next request is in time.
-        assert service.tag({"text": "e"})[0] == 200
+        assert service.tag({"text": "d"})[0] == 200
         assert service.post(b'{"text": "break"}')[0] == 500
         assert service.get("/health")[0] == 503 and service.process.poll() is None
 

@@ -68,7 +68,8 @@ def test_a_run_leaves_everything(trained):
         "predictions.txt",
         "modeling_hamlearning.py",
     }
-    assert {"eval_f1", "eval_f1_strict", "test_f1", "train_loss"} <= set(results)
+    assert names >= {f"{split}{name}" for split in ("", "test_") for name in ("errors.html", "errors.jsonl", "confusion.png")}
+    assert {"eval_f1", "eval_f1_strict", "eval_f1_LOC", "test_f1", "train_loss"} <= set(results)
     assert json.loads((folder / "all_results.json").read_text())["test_gold_total"] > 0
     assert Image.open(folder / "curves.png").width > 500
     assert not [name for name in names if name.endswith((".bin", ".pkl"))]
@@ -85,6 +86,26 @@ def test_the_predictions_file_has_every_word(trained):
         assert all(len(line.split("\t")) == 3 for line in lines)
 
 
+@pytest.mark.parametrize("split, prefix", [("eval", ""), ("test", "test_")])
+def test_the_errors_are_those_that_f1_counts(trained, split, prefix):
+    folder, results = trained
+    errors = [json.loads(line) for line in (folder / f"{prefix}errors.jsonl").read_text(encoding="utf-8").splitlines()]
+    kinds = [error["kind"] for error in errors]
+    assert {kind: kinds.count(kind) for kind in kinds} == results[f"{split}_errors"] and errors
+    right = results[f"{split}_gold_total"] - sum(error["gold"] is not None for error in errors)
+    num_predicted = right + sum(error["predicted"] is not None for error in errors)
+    assert 2 * right / (results[f"{split}_gold_total"] + num_predicted) == pytest.approx(results[f"{split}_f1"])
+    confidences = [error["confidence"] for error in errors]
+    assert confidences == sorted(confidences, reverse=True) and all(0 <= confidence <= 1 for confidence in confidences)
+    table = results[f"{split}_confusion"]
+    assert sum(sum(counts.values()) for name, counts in table.items() if name != "invented") == results[f"{split}_gold_total"]
+    assert sum(counts["missed"] for counts in table.values()) == kinds.count("missed")
+    by_length = results[f"{split}_by_length"]
+    assert sum(scores["gold_total"] for scores in by_length.values()) == results[f"{split}_gold_total"]
+    page = (folder / f"{prefix}errors.html").read_text(encoding="utf-8")
+    assert page.count("<article ") == len(errors) and "<script" not in page and 'src="http' not in page
+
+
 def test_the_card_is_whole(trained):
     folder, results = trained
     card = ModelCard.load(folder / "README.md")
@@ -94,6 +115,7 @@ def test_the_card_is_whole(trained):
     names = {"f1": "F1 (default seqeval)", "f1_strict": "F1 (strict IOB2)"}
     other = "the same model without the images"
     assert values == {
+        **{f"{name}, test split": round(results[f"test_{key}"], 4) for key, name in names.items()},
         **{name: round(results[f"eval_{key}"], 4) for key, name in names.items()},
         **{f"{name}, {other}": round(results[f"text_only_{key}"], 4) for key, name in names.items()},
         "F1 (default seqeval), use_spatial off": 0.25,
@@ -102,6 +124,8 @@ def test_the_card_is_whole(trained):
     assert f"| *{other}* | {results['text_only_f1']:.4f} |" in card.text and "| *use_spatial off* | 0.2500 |" in card.text
     headings = ["Use", "Scores", "Training", "Limits and risks"]
     assert [line[3:] for line in card.text.split("\n") if line.startswith("## ")] == headings
+    assert "On the test split of synthetic" in card.text and f"| all | {results['test_f1']:.4f} |" in card.text
+    assert "| gold ↓ predicted → | LOC | MISC | ORG | PER | missed |" in card.text and "(confusion.png)" in card.text
     assert "checkpoint of the last epoch" in card.text and (folder / "curves.png").is_file() and "(curves.png)" in card.text
     assert "seed: 3" in card.text and "fusion_size: 32" in card.text
     assert "$" not in card.text and 'pipeline("mner"' in card.text and "LOC, MISC, ORG, PER" in card.text
@@ -190,6 +214,87 @@ def test_ways_to_train(change, stand_ins, tmp_path):
     assert any("image_branch" in name for name in saved) == (change != "text alone")
 
 
+def test_the_best_checkpoint_can_be_the_best_one_at_a_type(tmp_path):
+    options = ("--max_steps", "2", "--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "steps",
+               "--save_steps", "1", "--load_best_model_at_end", "--synthetic_posts", "[16, 8, 8]")  # fmt: skip
+    with pytest.raises(ValueError, match="metric_for_best_model: unknown key 'f1_LCO'; did you mean 'f1_LOC'?"):
+        run(tmp_path / "refused", *options, "--metric_for_best_model", "f1_LCO")
+    run(tmp_path, *options, "--metric_for_best_model", "f1_LOC")
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    assert state["best_metric"] == max(entry["eval_f1_LOC"] for entry in state["log_history"] if "eval_f1_LOC" in entry)
+
+
+def test_f1_of_gold_in_another_scheme_is_counted_on_what_it_is_converted_to(tmp_path):
+    """As it stands, strict IOB2 counts no entity of IO and few of IOB1."""
+    for scheme, labels in (("IO", ["I-PER", "O", "I-LOC", "I-LOC"]), ("IOB1", ["I-PER", "B-PER", "O", "I-LOC"])):
+        folder = tmp_path / scheme
+        folder.mkdir()
+        post = "\n".join(f"{word}\t{label}" for word, label in zip(["Jordan", "x", "New", "York"], labels, strict=True))
+        for split in ("train", "valid"):
+            (folder / f"{split}.txt").write_text("\n".join(f"IMGID:{place}\n{post}\n" for place in range(4)))
+        results = run(folder / "out", "--data_path", str(folder), "--max_steps", "1", "--eval_strategy", "no",
+                      "--save_strategy", "no")  # fmt: skip
+        assert results["eval_gold_total"] == results["eval_gold_total_strict"] == {"IO": 8, "IOB1": 12}[scheme]
+
+
+def test_types_by_the_hundred_are_warned_about_and_trained(tmp_path, caplog):
+    posts = [f"IMGID:{place}\nx\tB-T{place}\ny\tI-T{place}\n" for place in range(210)]
+    for split, part in (("train", posts), ("valid", posts[:4])):
+        (tmp_path / f"{split}.txt").write_text("\n".join(part))
+    results = run(tmp_path / "out", "--data_path", str(tmp_path), "--use_images", "false", "--max_steps", "2",
+                  "--eval_strategy", "no", "--save_strategy", "no")  # fmt: skip
+    assert "421 labels: the CRF scores 177,241 pairs of them for each word" in caplog.text
+    assert results["eval_gold_total"] == 4 and len(results["eval_confusion"]) <= 22
+
+
+FAST = ("--eval_strategy", "no", "--save_strategy", "no", "--synthetic_posts", "[16, 4, 4]")
+
+
+def test_seeds_are_trained_one_by_one_and_reported_in_one_table(tmp_path, capsys):
+    report = run(tmp_path, *FAST, "--max_steps", "1", "--seeds", "3", "5")
+    of_seeds = [json.loads((tmp_path / f"seed-{seed}" / "all_results.json").read_text())["eval_f1"] for seed in (3, 5)]
+    assert [report["seeds"][seed]["eval_f1"] for seed in (3, 5)] == of_seeds
+    assert report["mean"]["eval_f1"] == pytest.approx(sum(of_seeds) / 2)
+    assert report["std"]["eval_f1"] == pytest.approx(abs(of_seeds[0] - of_seeds[1]) / 2**0.5)
+    row = " | ".join(f"{value:.4f}" for value in (*of_seeds, report["mean"]["eval_f1"], report["std"]["eval_f1"]))
+    printed = capsys.readouterr().out
+    assert "| score | seed 3 | seed 5 | mean | standard deviation |" in printed and f"| eval_f1 | {row} |" in printed
+    assert json.loads((tmp_path / "seeds.json").read_text())["mean"] == report["mean"]
+    a, b = weights(tmp_path / "seed-3"), weights(tmp_path / "seed-5")
+    assert not all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_search_trains_with_the_best_values(tmp_path, capsys):
+    pytest.importorskip("optuna")
+    run(tmp_path, *FAST, "--max_steps", "1", "--hyperparameter_search", "2")
+    best = json.loads((tmp_path / "hyperparameters.json").read_text())
+    assert set(best) == {"learning_rate", "head_learning_rate", "per_device_train_batch_size"}
+    assert 1e-5 <= best["learning_rate"] <= 1e-4 <= best["head_learning_rate"] <= 1e-3
+    assert f"best of 2 trials: {json.dumps(best)}" in capsys.readouterr().out
+    card = (tmp_path / "README.md").read_text()
+    assert f"learning_rate: {best['learning_rate']}" in card
+    assert f"per_device_train_batch_size: {best['per_device_train_batch_size']}" in card
+    assert (tmp_path / "model.safetensors").is_file() and not list(tmp_path.glob("search/**/*.safetensors"))
+
+
+def test_low_rank_adapters_are_merged_into_the_saved_model(stand_ins, tmp_path):
+    pytest.importorskip("peft")
+    arguments = ["--text", str(stand_ins / "text"), "--data_path", str(stand_ins / "data"), "--region_config", "{name: grid}",
+                 "--vision", "resnet10t", "--learning_rate", "1e-2", "--eval_strategy", "no"]  # fmt: skip
+    results = run(tmp_path, *arguments, "--max_steps", "2", "--lora_rank", "2", "--save_strategy", "steps", "--save_steps", "1")
+    saved = weights(tmp_path)
+    assert not any("lora" in name for name in saved) and any("lora" in name for name in weights(tmp_path / "checkpoint-2"))
+    encoder = AutoModel.from_pretrained(stand_ins / "text").state_dict()
+    changes = {name: saved[f"model.text_encoder.{name}"] - before for name, before in encoder.items()
+               if f"model.text_encoder.{name}" in saved}  # fmt: skip
+    changed = {name for name, change in changes.items() if change.abs().max() > 1e-6}
+    # The linear layers changed, each by a matrix of rank 2; nothing else of the encoder did.
+    assert changed and all(name.endswith(".weight") and changes[name].ndim == 2 and "embed" not in name for name in changed)
+    assert all(torch.linalg.matrix_rank(changes[name], rtol=1e-3) <= 2 for name in changed)
+    scored = run(tmp_path / "scores", "--do_train", "false", "--model", str(tmp_path), "--data_path", str(stand_ins / "data"))
+    assert scored["eval_loss"] == pytest.approx(results["eval_loss"], rel=1e-4)
+
+
 def test_a_loss_that_is_not_finite_stops_with_its_posts(tmp_path, monkeypatch):
     forward = HamLearningForTokenClassification.forward
 
@@ -269,7 +374,8 @@ def test_posts_without_a_word_can_be_trained_on(tmp_path):
     ]
     (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     results = run(tmp_path / "out", "--data_path", str(tmp_path), "--do_eval", "false", "--max_steps", "4",
-                  "--per_device_train_batch_size", "2", "--eval_strategy", "no", "--save_strategy", "no")  # fmt: skip
+                  "--use_images", "false", "--per_device_train_batch_size", "2", "--eval_strategy", "no",
+                  "--save_strategy", "no")  # fmt: skip
     losses = [
         entry["loss"]
         for entry in json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
@@ -293,6 +399,11 @@ def test_the_text_only_row_is_the_model_without_the_images(trained):
     (("--do_train", "true", "--overwrite_output_dir", "--resume_from_checkpoint", "auto"), "expected one of the two"),
     (("--do_eval", "true", "--model", "x", "--calibrate"), "--calibrate changes the model"),
     (("--do_eval", "true", "--model", "x", "--push_to_hub"), "--push_to_hub: expected --do_train"),
+    (("--do_train", "true", "--seeds", "1"), "--seeds: expected two different ones or more, got"),
+    (("--do_eval", "true", "--model", "x", "--seeds", "1", "2"), "--seeds trains a model a seed"),
+    (("--do_train", "true", "--hyperparameter_search", "0"), "a number of trials above 0, and --do_train beside it, got 0"),
+    (("--do_eval", "true", "--model", "x", "--hyperparameter_search", "2"), "and --do_train false"),
+    (("--do_train", "true", "--lora_rank", "4"), "--lora_rank keeps the text encoder's own weights"),
 ])  # fmt: skip
 def test_what_cannot_be_done_is_refused_at_once(asked, message, tmp_path):
     with pytest.raises(ValueError, match=message):
@@ -324,15 +435,46 @@ def test_a_trained_model_goes_on_training_on_other_data(trained, tmp_path):
     """Their labels have other ids: LOC and PER here, four types there."""
     folder, _ = trained
     data = conll(tmp_path, "PER")
-    steps = ("--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no", "--model", str(folder))
+    steps = (
+        "--max_steps",
+        "2",
+        "--eval_strategy",
+        "no",
+        "--save_strategy",
+        "no",
+        "--model",
+        str(folder),
+        "--use_images",
+        "false",
+    )
     results = run(tmp_path / "out", *steps, "--data_path", str(data), "--learning_rate", "1e-2")
     assert results["eval_gold_total"] == 16 and set(results["eval_per_type"]) >= {"PER", "LOC"}
     before, after = weights(folder), weights(tmp_path / "out")
     assert set(before) == set(after) and any(not torch.equal(before[name], after[name]) for name in before)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["label2id"]["B-ORG"] >= 0
-    conll(tmp_path, "FOOD")
-    with pytest.raises(ValueError, match="split train, field ner_tags: the model of --model does not have the labels B-FOOD"):
-        run(tmp_path / "other", *steps, "--data_path", str(data))
+
+
+def test_a_trained_model_learns_a_new_type_beside_those_that_it_has(trained, tmp_path, caplog):
+    """At learning rate 0 the scores of its own labels stay bit for bit, wherever the new ones stand in the data."""
+    folder, _ = trained
+    data = conll(tmp_path, "FOOD")
+    steps = ("--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no", "--model", str(folder))
+    results = run(tmp_path / "out", *steps, "--data_path", str(data), "--learning_rate", "0")
+    assert results["eval_gold_total"] == 16 and "FOOD" in results["eval_per_type"]
+    known = json.loads((folder / "config.json").read_text())["label2id"]
+    now = json.loads((tmp_path / "out" / "config.json").read_text())["label2id"]
+    assert {name: now[name] for name in known} == known and set(now) - set(known) == {"B-FOOD", "I-FOOD"}
+    before, after, rows = weights(folder), weights(tmp_path / "out"), len(known)
+    for name in before:
+        assert torch.equal(after[name][tuple(slice(size) for size in before[name].shape)], before[name]), name
+    assert after["classifier.weight"].shape[0] == rows + 2 and after["classifier.weight"][rows:].abs().sum() > 0
+    assert after["crf.transition_scores.transitions"].shape == (rows + 2, rows + 2)
+    for line in ("go on with the trained model's scores: LOC", "start anew: FOOD", "learn not to find: MISC, ORG, PER"):
+        assert line in caplog.text
+    assert pipeline("mner", model=str(tmp_path / "out"), trust_remote_code=True)("Jordan in York") is not None
+    # Scoring alone teaches nothing: what the model cannot know is refused.
+    with pytest.raises(ValueError, match="split train, field ner_tags: the model does not have the labels B-FOOD"):
+        run(tmp_path / "other", "--do_train", "false", "--model", str(folder), "--data_path", str(data))
 
 
 def test_the_model_is_saved_before_anything_is_scored(tmp_path, monkeypatch):

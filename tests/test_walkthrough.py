@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from modeling_hamlearning import HamLearningForTokenClassification
 from tests.hub_scripts.hub_server import TOKEN, HubServer
 from tests.tiny_model import LABELS, saved_tiny_model
 from training.card import write_card
@@ -22,6 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.slow
 def test_a_model_is_pushed_served_and_asked(tmp_path):
     saved_tiny_model(tmp_path / "model")
+    model = HamLearningForTokenClassification.from_pretrained(tmp_path / "model")
+    model.classifier.bias.data[LABELS.index("B-PER")] += 50  # every word is a person's name
+    model.save_pretrained(tmp_path / "model")
     write_card(tmp_path / "model", "tiny", "synthetic", {}, {}, {"seed": 0}, LABELS, [])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -36,7 +40,7 @@ def test_a_model_is_pushed_served_and_asked(tmp_path):
     lines = run.stdout.splitlines()
     assert "pushed:" in run.stdout and "FAILED" not in run.stdout
     entities = json.loads(lines[-1])
-    assert all(entity["word"] in "everybody talks about Jordan tonight" for entity in entities) and entities
+    assert [entity["word"] for entity in entities] == "everybody talks about Jordan tonight".split()
     assert any(entity["region"] for entity in entities), "the photo was read"
     with socket.socket() as left:
         assert left.connect_ex(("127.0.0.1", port)) != 0, "the service has ended"

@@ -51,6 +51,10 @@ class ModelArguments:
         default=None,
         metadata={"help": "A trained model (folder or Hub name) to evaluate or to go on training; the encoders are its own."},
     )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={"help": "Train low-rank adapters (LoRA) of this rank in place of the text encoder's own weights."},
+    )
 
 
 @dataclass
@@ -81,6 +85,13 @@ class DataArguments:
     label_scheme: str | None = field(
         default=None, metadata={"help": "Scheme of the labels (BIO, IOB1, IO, BIOES …); recognised if unset."}
     )
+    format: str | None = field(
+        default=None, metadata={"help": "Form of label files: conll, jsonl, json, csv, spacy, mnre; recognised if unset."}
+    )
+    columns: str | None = field(default=None, metadata={"help": "Columns of CoNLL files, e.g. word,_,label."})
+    column_names: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "What columns are that have no usual name: {sentence_words: tokens}."}
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use the first posts of train only."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use the first posts of validation only."})
     max_predict_samples: int | None = field(default=None, metadata={"help": "Use the first posts of test only."})
@@ -106,6 +117,12 @@ class MnerTrainingArguments(TrainingArguments):
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without a better F1."}
+    )
+    seeds: list[int] | None = field(
+        default=None, metadata={"help": "Run once a seed, in folders seed-N of output_dir, and report mean and spread."}
+    )
+    hyperparameter_search: int | None = field(
+        default=None, metadata={"help": "Before training, try so many settings and take those with the best validation F1."}
     )
     dataloader_num_workers: int | None = field(
         default=None, metadata={"help": "Processes that read posts and images; if unset, one for four cores, at most 4."}

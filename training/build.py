@@ -33,7 +33,7 @@ def build(
 
     Args:
         data: its train split gives the vocabulary of a tokenizer from scratch.
-        label_names: BIO labels in the order of their ids. A trained model keeps its own.
+        label_names: BIO labels in the order of their ids. A trained model keeps its own; see [`labels.add_labels`].
 
     Raises:
         ValueError: an unknown key of model_config, text_config or tokenizer_config.
@@ -46,9 +46,6 @@ def build(
         for name in ("text_config", "tokenizer_config"):
             if getattr(arguments, name):
                 logger.warning("%s is not used: it is for text: %s, got text: %s", name, FROM_SCRATCH, arguments.text)
-    options = dict(arguments.model_config)
-    labels = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
-    vision = {"model_type": "timm_backbone", "backbone": arguments.vision, "out_indices": [-1]}
     if arguments.text == FROM_SCRATCH:
         words = (word for tokens in data["train"]["tokens"] for word in tokens)
         regions = data["train"]["box_labels"] if "box_labels" in data["train"].column_names else []
@@ -75,20 +72,15 @@ def build(
         if text_config.model_type in ("roberta", "xlm-roberta", "camembert", "bertweet"):
             positions -= text_config.pad_token_id + 1  # the first positions are those of the padding
         tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
-    if arguments.text != FROM_SCRATCH and arguments.text_pretrained:
-        model = HamLearningForTokenClassification.from_text_vision_pretrained(
-            arguments.text,
-            arguments.vision,
-            label_list=label_names,
-            vision_pretrained=arguments.vision_pretrained,
-            vision_weights=arguments.vision_weights,
-            **options,
-        )
-    else:
-        model = HamLearningForTokenClassification(
-            HamLearningConfig(text_config=text_config, vision_config=vision, **labels, **options)
-        )
-        model.load_vision(arguments.vision_weights, arguments.vision_pretrained)
+    is_pretrained = arguments.text != FROM_SCRATCH and arguments.text_pretrained
+    model = HamLearningForTokenClassification.from_text_vision_pretrained(
+        arguments.text if is_pretrained else text_config,
+        arguments.vision,
+        label_list=label_names,
+        vision_pretrained=arguments.vision_pretrained,
+        vision_weights=arguments.vision_weights,
+        **arguments.model_config,
+    )
     _check_image_size(model, arguments)
     if arguments.freeze_vision:
         model.freeze_vision()
@@ -112,14 +104,17 @@ def _check_image_size(model: HamLearningForTokenClassification, arguments: Model
     """Refuse a size of images that the backbone cannot read: some transformers read one only."""
     if not model.config.levels:
         return
-    size = arguments.image_size
+    size, encoder = arguments.image_size, model.model.vision_encoder
+    is_training = encoder.training
+    encoder.eval()  # in training, batch normalisation takes no single value, and would count this image
     try:
         with torch.no_grad():
-            model.get_image_features(torch.zeros(1, 3, size, size))
+            encoder(torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError, ValueError) as error:
         pretrained = timm.get_pretrained_cfg(arguments.vision)
         own = f"; it was made for {pretrained.input_size[1]}" if pretrained else ""
         raise ValueError(f"image_size: {arguments.vision} cannot read images of {size} x {size} pixels{own}: {error}") from error
+    encoder.train(is_training)
 
 
 def load_trained(arguments: ModelArguments) -> tuple[HamLearningForTokenClassification, HamLearningProcessor]:
@@ -128,7 +123,7 @@ def load_trained(arguments: ModelArguments) -> tuple[HamLearningForTokenClassifi
     ignored = [
         field.name
         for field in fields(ModelArguments)
-        if field.name not in ("model", "freeze_vision", "vision_cache")
+        if field.name not in ("model", "freeze_vision", "vision_cache", "lora_rank")
         and getattr(arguments, field.name) != getattr(defaults, field.name)
     ]
     if ignored:

@@ -35,6 +35,8 @@ def write_card(
     references: dict[str, dict[str, Any]] | None = None,
     checkpoint: str = "checkpoint of the last epoch",
     notes: list[str] | None = None,
+    test_metrics: dict[str, Any] | None = None,
+    confusion: str = "",
     is_grounded: bool = False,
     license: str | None = None,
     language: str | None = None,
@@ -49,6 +51,8 @@ def write_card(
             with `f1` and `f1_strict`.
         checkpoint: which one was scored.
         notes: sentences about the training, such as how many images could not be read.
+        test_metrics: the same as `metrics`, of the test split.
+        confusion: the validation split's table of types, in Markdown; its picture lies beside the card.
         is_grounded: whether the model has a grounding head.
         license: the Hub's identifier of the model's licence; "unknown" there where nobody said.
         language: code of the posts' language.
@@ -56,6 +60,8 @@ def write_card(
     """
     references = references or {}
     rows = {"": metrics, **{f", {name}": values for name, values in references.items()}} if metrics else {}
+    scored = [("validation", suffix, values) for suffix, values in rows.items()]
+    scored += [("test", ", test split", test_metrics)] if test_metrics else []
     types = sorted({label[2:] for label in labels if label != "O"})
     data = ModelCardData(
         library_name="transformers",
@@ -72,17 +78,17 @@ def write_card(
                 task_name="Multimodal named entity recognition",
                 dataset_type=data_name.replace(" ", "-").lower(),
                 dataset_name=data_name,
-                dataset_split="validation",
+                dataset_split=split,
                 metric_type="f1",
                 metric_name=f"F1 ({convention}){suffix}",
                 metric_value=round(values[key], 4),
             )
-            for suffix, values in rows.items()
+            for split, suffix, values in scored
             for convention, key in CONVENTIONS.items()
         ]
         or None,
     )
-    if not rows:
+    if not scored:
         del data.model_name  # without scores it would stand in the metadata by itself
     card = ModelCard.from_template(
         data,
@@ -91,7 +97,9 @@ def write_card(
         data_name=data_name,
         checkpoint=checkpoint,
         types=", ".join(types),
-        scores=_scores(metrics, types, references),
+        scores=scores_table(metrics, types, references),
+        test_scores=scores_table(test_metrics, types, {}) if test_metrics else "",
+        confusion=confusion,
         region_meaning="which region of the image shows it, or\nthat none does"
         if is_grounded
         else "which region of the\nimage its words attended to",
@@ -124,7 +132,8 @@ def read_reference_scores(path: str | Path | None) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _scores(metrics: dict[str, Any], types: list[str], references: dict[str, dict[str, Any]]) -> str:
+def scores_table(metrics: dict[str, Any], types: list[str], references: dict[str, dict[str, Any]]) -> str:
+    """F1 of all entities, of each type and of the references, in Markdown."""
     if not metrics:
         return "No validation was run."
     totals = f"{metrics['gold_total']} / {metrics['gold_total_strict']}"

@@ -208,7 +208,9 @@ class ComputeMnerMetrics:
         result = self.metric.compute(predictions=predictions, references=references, label_sha256=self.label_sha256)
         if flags[0]:
             result |= grounding_scores(references, predictions, *flags)
-        return result | {"num_labelled_words": sum(map(len, references))}
+        # Each type's F1 by its own name, for `metric_for_best_model`.
+        by_type = {f"f1_{kind}": scores["f1"] for kind, scores in result["per_type"].items()}
+        return by_type | result | {"num_labelled_words": sum(map(len, references))}
 
 
 def _arrays(ids: Any) -> tuple[np.ndarray, ...]:

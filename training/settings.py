@@ -21,7 +21,7 @@ IRRELEVANT = {
     "disable_tqdm", "per_device_eval_batch_size", "eval_accumulation_steps", "use_cpu", "local_rank", "debug",
     "skip_memory_metrics", "include_for_metrics", "include_num_input_tokens_seen", "prediction_loss_only", "batch_eval_metrics",
     "eval_do_concat_batches", "restore_callback_states_from_checkpoint", "label_names", "remove_unused_columns",
-    "enable_jit_checkpoint", "length_column_name",
+    "enable_jit_checkpoint", "length_column_name", "seeds",
 }  # fmt: skip
 
 

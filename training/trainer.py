@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import ClassLabel
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import Trainer
@@ -21,6 +22,7 @@ from modeling_hamlearning.grounding import MIN_IOU, NOT_ANNOTATED, entity_overla
 from .arguments import MnerTrainingArguments, check_supported
 from .checkpoints import explain_write_errors, rotate, write_contents
 from .collator import MnerCollator
+from .labels import match_labels
 from .metric import ComputeMnerMetrics
 
 # A parameter belongs to the first part whose pattern matches its name.
@@ -64,6 +66,7 @@ class MnerTrainer(Trainer):
 
     Raises:
         ValueError: an option that this Trainer does not support.
+        DataError: the model lacks a label that a data set uses. Others are matched by name.
 
     Example:
         >>> data, _ = load_splits("my_data")
@@ -98,6 +101,8 @@ class MnerTrainer(Trainer):
             data_collator = MnerCollator(processing_class)
         if compute_metrics is None and model is not None:
             compute_metrics = ComputeMnerMetrics(model.config.label_names)
+        train_dataset = _with_labels_of(model, train_dataset, "train_dataset")
+        eval_dataset = _with_labels_of(model, eval_dataset, "eval_dataset")
         if isinstance(eval_dataset, dict):
             _check_best_metric(args, list(eval_dataset))
         super().__init__(
@@ -176,10 +181,12 @@ class MnerTrainer(Trainer):
             self.args.dataloader_drop_last = drop_last
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        eval_dataset = _with_labels_of(self.model, eval_dataset, "eval_dataset")
         with self._every_post():
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
+        test_dataset = _with_labels_of(self.model, test_dataset, "test_dataset")
         with self._every_post():
             return super().get_test_dataloader(test_dataset)
 
@@ -323,6 +330,17 @@ class MnerTrainer(Trainer):
         is_right[post, first] = (overlaps.gather(1, chosen) >= MIN_IOU).squeeze(1).to(labels)
         is_annotated[post, first] = (overlaps[:, -1] != NOT_ANNOTATED).to(labels)
         return loss, (paths, is_right), (labels, is_annotated)
+
+
+def _with_labels_of(model: nn.Module | None, rows, where: str):
+    """Rows with the model's label ids, where both have names for them; see [`match_labels`]."""
+    if isinstance(rows, dict):
+        return {name: _with_labels_of(model, one, f"{where} {name}") for name, one in rows.items()}
+    tags = (getattr(rows, "features", None) or {}).get("ner_tags")
+    names = getattr(getattr(model, "config", None), "label_names", None)
+    if names is None or not isinstance(getattr(tags, "feature", None), ClassLabel):
+        return rows
+    return match_labels(rows, names, where)
 
 
 def _lengths(rows, column: str) -> list[int]:

@@ -88,26 +88,6 @@ def f1_by_group(counts: list[list[int]], groups: list[int]) -> dict[str, float]:
     return {str(group): float(f1_of_counts(np.array(counts)[mask])) for group, mask in in_group.items()}
 
 
-def paired_bootstrap(counts: np.ndarray, other: np.ndarray, samples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the difference in F1 of two models on the same posts, each trained with several seeds.
-
-    Posts are drawn with replacement, the same for both; the seeds are drawn too, since a model is one of many that the recipe
-    gives.
-
-    Args:
-        counts, other: (seeds, posts, 3) from `post_counts`.
-    """
-    generator = np.random.default_rng(seed)
-    num_seeds, num_posts = counts.shape[:2]
-    differences = []
-    for _ in range(samples):
-        posts, seeds = generator.integers(num_posts, size=num_posts), generator.integers(num_seeds, size=num_seeds)
-        means = [f1_of_counts(each[seeds][:, posts]).mean() for each in (counts, other)]
-        differences.append(means[0] - means[1])
-    low, high = np.percentile(differences, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def grounding(
     model: HamLearningForTokenClassification, processor: HamLearningProcessor, rows: Dataset, columns: dict[str, str]
 ) -> dict[str, float]:

@@ -17,10 +17,11 @@ import pandas as pd
 
 from mner_data.files import markdown_table
 from mner_data.synthetic_posts import best_f1_without_evidence
+from training.compare_runs import paired_bootstrap
 from training.curves import plt, save_figure
 
 from .experiments import FULL, LEFT_OUT, OTHER_PLAIN_RATES, PLAIN, POOLED, REAL_TEXT, SWITCHED_OFF, TEXT_ALONE
-from .measures import calibration_error_by_chance, f1_of_counts, paired_bootstrap
+from .measures import calibration_error_by_chance
 from .perturbations import NOISES
 from .runner import read_runs
 
@@ -33,6 +34,7 @@ HEADINGS = {
     "text": "Text without images of its own (real text)",
     "paintings": "Text with its own images (real photos, labels by a language model)",
     "phototweets": "Tweets with their photos (real photos, labels by a language model)",
+    "grounding": "Grounding (synthetic posts, and tweets with boxes by a language model)",
 }
 EXPLANATIONS = {
     "levels": "In each set, one kind of evidence in the image determines an entity's type. `grounding` is the share of the "
@@ -48,6 +50,10 @@ EXPLANATIONS = {
     "phototweets": "MiniLM; EfficientNet-Lite0, frozen unless the name says otherwise; YOLOv3-tiny's regions unless the name "
     "says otherwise. The support of a photo says what it has to do with the post's entities: 2 shows one or tells its type, "
     "1 is loosely related, 0 is unrelated or beside a post without entities.",
+    "grounding": "Where the image shows an entity, or that it does not. `model` is what the model says; the other names are "
+    "rules for the same entities: the whole image, never shown, and the largest person for a PER and else the whole image. "
+    "Grounding accuracy is that of the entities with the right span; `region_recall` is the share of the shown entities that any "
+    "region of their post shows. On tweets, MiniLM and frozen EfficientNet-Lite0; YOLOv3-tiny's regions and the anchors.",
 }
 EVIDENCE = {
     "global": "the scene",
@@ -195,6 +201,9 @@ def _describe(measure: str, values: list) -> str:
     if measure == "f1_by_min_score":
         f1s = (f"{threshold} {spread(value[threshold] for value in values)}" for threshold in values[0])
         return f"F1 by `min_entity_score`: {', '.join(f1s)}"
+    if isinstance(values[0], dict) and "grounding_accuracy" in values[0]:
+        names = ("grounding_accuracy", "shown", "not_shown", "eeg_f1", "gmner_f1")
+        return f"{measure}: " + ", ".join(f"{name} {spread((value[name] for value in values), 1, 3)}" for name in names)
     if measure == "f1_by_support":
         f1s = (
             f"{name} {spread((value[name][kind] for value in values), digits=1)} at {kind}"
@@ -392,9 +401,8 @@ def _differences_table(runs: Runs) -> str:
     }
     lines = []
     for name, (counts, other) in pairs.items():
-        low, high = paired_bootstrap(counts, other)
-        difference = 100 * (f1_of_counts(counts).mean() - f1_of_counts(other).mean())
-        lines.append([name, f"{difference:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"])
+        difference, low, high = (100 * value for value in paired_bootstrap(other, counts))
+        lines.append([name, f"{difference:+.1f}", f"{low:+.1f} to {high:+.1f}"])
     return markdown_table([f"points of F1, the same posts, {len(seeds)} seeds", "mean", "95 % interval"], lines)
 
 

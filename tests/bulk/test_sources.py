@@ -17,9 +17,9 @@ from tests.bulk.images import image_bytes
 pytest.importorskip("ray", reason="bulk tagging needs the extra bulk")
 from ray import cloudpickle  # noqa: E402
 
-from bulk.sources import PostSource, count_posts, folder_fingerprint, open_data, split_name  # noqa: E402
+from bulk.sources import PostSource, count_posts, folder_fingerprint, open_data  # noqa: E402
 from hub_scripts import prepare_dataset  # noqa: E402
-from mner_data.readers import DataError  # noqa: E402
+from mner_data.readers import DataError, split_name  # noqa: E402
 
 CONLL = "IMGID:{}\nJordan\tB-PER\nscores\tO\n\n"
 
@@ -170,9 +170,9 @@ def test_boxes_of_a_fixed_shape_are_read(tmp_path):
 def test_columns_that_are_not_read_are_named(tmp_path):
     write_parquet(tmp_path / "a.parquet", id=["a"], text=["a"], images=[b"x"])
     write_jsonl(tmp_path / "b.jsonl", "b")
-    (tmp_path / "b.jsonl").write_text('{"id": "b", "text": "a", "img": "b.png"}\n')
+    (tmp_path / "b.jsonl").write_text('{"id": "b", "text": "a", "media": "b.png"}\n')
     assert any("not read: images" in note for note in open_data(str(tmp_path / "a.parquet"), None).notes)
-    assert any("not read: img" in note for note in open_data(str(tmp_path / "b.jsonl"), None).notes)
+    assert any("not read: media" in note for note in open_data(str(tmp_path / "b.jsonl"), None).notes)
 
 
 def test_rows_with_large_images_are_read_few_at_a_time(tmp_path, monkeypatch):

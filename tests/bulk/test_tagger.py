@@ -242,3 +242,24 @@ def test_the_heap_is_trimmed_on_linux_only(monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     tagger_module._release_memory()
     assert opened == [None]
+
+
+def test_lines_in_the_forms_of_label_files(model, tmp_path):
+    """Other names, tasks of Label Studio, and images named relative to the data."""
+    for folder in ("images", "more"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{folder}.png").write_bytes(image_bytes())
+    lines = [
+        {"caption": TEXT, "img": "images/images.png", "label": [[0, 6, "PER"]]},
+        {"text": TEXT, "image_path": "more/more.PNG", "tokens": [{"text": "Jordan", "start": 0}]},
+        {"id": 7, "data": {"text": TEXT, "image": "/data/upload/2/0123abcd-images.png"}, "annotations": []},
+        {"words": TEXT.split(), "image": "../images/images.png"},
+    ]
+    (tmp_path / "posts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    posts = open_data(str(tmp_path / "posts.jsonl"), column_names={"caption": "text"})
+    names = posts.column_names
+    tagger = Tagger(str(model), None, str(posts.images), False, 4, data_dir=str(posts.folder), column_names=names)
+    rows = [row for part in posts.parts for table in part() for row in tagger(table).to_pylist()]
+    assert [row["relevance"] is not None for row in rows] == [True, True, True, False]
+    assert [row["error"] and row["error"][:60] for row in rows[:3]] == [None] * 3 and "leads out" in rows[3]["error"]
+    assert [row["entities"] for row in rows[1:3]] == [row["entities"] for row in rows[:2]], "the same text and image"

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mner_data import images as images_module
-from mner_data.images import ImageFinder, ImageFolder, count_unreadable_images, default_image_dir
+from mner_data.images import ImageFinder, ImageFolder, default_image_dir
 from mner_data.loading import load_splits
 from mner_data.readers import IMAGE_SUFFIXES, DataError
 from processors import load_image
@@ -194,7 +194,7 @@ def test_paths_of_posts_are_relative_to_the_images_or_to_the_label_file(tmp_path
     for name in ("../x.jpg", "/etc/hostname"):
         with pytest.raises(DataError, match="leads out"):
             finder.find({"id": "1", "image": name})
-    assert finder.open({"id": "1", "image": "https://example.org/a.jpg"})[2] == "a URL, which is not downloaded here"
+    assert finder.open({"id": "1", "image": "https://example.org/z.jpg"})[2] == "a URL, which is not downloaded here"
     assert finder.open({"id": "z"})[2] == "no file"
     assert ImageFinder(None, tmp_path).find({"id": "1", "image": "other/b.jpg"}) == tmp_path / "other" / "b.jpg"
     assert ImageFinder(None).find({"id": "a"}) is None
@@ -215,9 +215,27 @@ def test_the_folder_of_images_is_found_under_its_usual_names(tmp_path):
     assert default_image_dir(labels) == labels / "images"
 
 
-def test_unreadable_images_are_counted(tmp_path):
-    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-    touch(tmp_path / "b.png")
-    rows = [{"image": {"path": str(tmp_path / name), "bytes": None}} for name in ("a.png", "b.png", "gone.png")]
-    rows += [{"image": None}, {}, {"image": {"path": None, "bytes": (tmp_path / "a.png").read_bytes()}}]
-    assert count_unreadable_images(rows) == 2
+@pytest.mark.parametrize(("labels", "images"), [
+    ("data", "data/twitter2017_images"),
+    ("NER_data/twitter2017", "NER_data/twitter2017_images"),
+    ("RE_data/txt", "RE_data/img_org"),
+    ("Twitter10000_v2.0/txt", "Twitter10000_v2.0/images"),
+    ("UMT/data/twitter2017", "IJCAI2019_data/twitter2017_images"),
+])  # fmt: skip
+def test_the_folder_of_images_is_found_where_published_data_have_it(labels, images, tmp_path):
+    for folder in (labels, images, f"{images.rpartition('/')[0]}/twitter2017_aux_images"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    assert default_image_dir(tmp_path / labels) == tmp_path / images
+
+
+def test_an_image_in_a_sub_folder_and_the_downloaded_file_of_a_url(tmp_path):
+    for path in ("train/a.jpg", "val/b.jpg", "train/c.jpg", "val/c.jpg", "d.jpg", "val/d.jpg"):
+        touch(tmp_path / path)
+    folder = ImageFolder(tmp_path)
+    assert folder.find("a.jpg") == tmp_path / "train" / "a.jpg" and folder.find("B") == tmp_path / "val" / "b.jpg"
+    assert folder.find("d") == tmp_path / "d.jpg", "the folder itself comes first"
+    with pytest.raises(DataError, match=r"'c.jpg': train/c.jpg and val/c.jpg in .* both fit it"):
+        folder.find("c.jpg")
+    finder = ImageFinder(tmp_path)
+    assert finder.find({"id": "1", "image": "https://pbs.example.org/media/d.jpg?name=large"}) == tmp_path / "d.jpg"
+    assert finder.open({"id": "1", "image": "https://example.org/e.jpg"})[2] == "a URL, which is not downloaded here"

@@ -51,11 +51,12 @@ WRONG = {
     "no label": ("IMGID:a\nJordan\n", "line 2.*no label"),
     "unknown label": ("IMGID:a\nJordan\tPERSON\n", "line 2, label: expected O, B-TYPE and I-TYPE .*, got 'PERSON'"),
     "prefix alone": ("IMGID:a\nJordan\tB-\n", "line 2, label: expected O, .*, got 'B-'"),
-    "tab in a word": ("IMGID:a\nJor\tdan\tB-PER\n", "line 2.*3 fields"),
-    "three fields": ("IMGID:a\nJordan\tNNP\tB-PER\n", "line 2.*3 fields"),
-    "three fields and blanks": ("IMGID:a\nJordan NNP B-PER\n", "line 2.*3 fields"),
+    "tab in a word": ("IMGID:a\nJor\tdan\tB-PER\nwins\tO\n", "line 2.*3 fields"),
+    "three fields": ("IMGID:a\nJordan\tNNP\tB-PER\nwins\tO\n", "line 2.*3 fields"),
+    "three fields and blanks": ("IMGID:a\nwins O\nJordan NNP B-PER\n", "line 3.*3 fields"),
+    "a word without a label": ("IMGID:a\nJordan\tB-PER\nwins\n", "line 3.*no label"),
     "label first": ("IMGID:a\nB-PER\tJordan\n", "line 2, label: expected O, .*, got 'Jordan'"),
-    "no IMGID": ("Jordan\tB-PER\n", "line 1.*belongs to no post"),
+    "no IMGID": ("IMGID:a\nJordan\tB-PER\n\nwins\tO\n", "line 4.*belongs to no post"),
     "no name": ("IMGID:\nJordan\tO\n", "line 1.*without a name"),
     "empty": ("", "expected posts"),
     "latin-1": ("IMGID:a\ncafé\tO\n".encode("latin-1"), "line 2: is not UTF-8"),
@@ -225,15 +226,17 @@ def test_splits_with_labels_in_another_order_are_refused(tmp_path):
         load_splits(str(tmp_path / "saved"))
 
 
-def test_a_parquet_file_is_read_and_a_json_file_refused(tmp_path):
-    """Both were read as lines of words."""
+def test_a_parquet_file_is_read_and_other_files_are_refused(tmp_path):
+    """They were read as lines of words."""
     data, _ = load_splits(str(write(tmp_path / "train.txt", GOOD)))
     data["train"].to_parquet(tmp_path / "posts.parquet")
     again, hashes = load_splits(str(tmp_path / "posts.parquet"))
     assert list(again["train"]["tokens"]) == list(data["train"]["tokens"]) and "train" in hashes
     assert dataset_labels(again["train"]) == dataset_labels(data["train"])
-    with pytest.raises(DataError, match=r"posts\.json: expected a CoNLL file or JSONL, got \.json"):
+    with pytest.raises(DataError, match=r"posts\.json: has no posts"):
         load_splits(str(write(tmp_path / "posts.json", "[]")))
+    with pytest.raises(DataError, match=r"posts\.xlsx: expected a file of posts \(\.jsonl, .*, got \.xlsx"):
+        load_splits(str(write(tmp_path / "posts.xlsx", "[]")))
 
 
 def test_folders_of_one_name_and_a_folder_that_changed_are_told_apart(tmp_path):
@@ -313,7 +316,7 @@ WRONG_JSON = {
         '{"id": "a", "tokens": ["x", "y"], "labels": ["O"]}',
         "line 1: expected as many labels as tokens, got 2 tokens but 1 labels",
     ),
-    "id of nothing": ('{"id": null, "tokens": ["x"], "labels": ["O"]}', "line 1: expected an object"),
+    "id of a list": ('{"id": [], "tokens": ["x"], "labels": ["O"]}', "line 1: expected an object"),
 }
 
 

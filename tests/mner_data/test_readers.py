@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from PIL import Image
 
 from mner_data.loading import dataset_labels, load_splits, row_to_post
-from mner_data.readers import DataError, find_split_files, read_conll, read_jsonl, read_splits
+from mner_data.readers import DataError, find_split_files, read_conll, read_splits
 
 CONLL = "IMGID:a\nJordan\tB-PER\nwins\tO\n\nIMGID:b\nIn\tO\nNew\tB-LOC\nYork\tI-LOC\nCafé\u2028\u0085\tO\n"
 POSTS = [
@@ -36,11 +36,12 @@ ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le with mark", "utf-16-be w
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r", "\r\r\n"])
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_encodings_and_line_ends(encoding, line_end, is_packed, tmp_path):
-    for text, reader in ((CONLL, read_conll), (JSONL, read_jsonl)):
+    for text in (CONLL, JSONL):
         text = text.replace("\n", line_end)
         text = "\ufeff" + text if "with mark" in encoding else text
         content = text.encode(encoding.split(" ")[0])
-        assert reader(write(tmp_path / "a.txt", gzip.compress(content) if is_packed else content)) == POSTS
+        path = write(tmp_path / "a.txt", gzip.compress(content) if is_packed else content)
+        assert read_splits(path) == ({"train": POSTS}, {"train": path})
 
 
 def test_other_encodings_are_refused_with_the_right_advice(tmp_path):
@@ -92,7 +93,7 @@ def test_nothing_in_a_folder_is_left_out_in_silence(tmp_path, caplog):
     write(tmp_path / "broken.jsonl", "{")
     write(tmp_path / "notes.txt", "to do")
     write(tmp_path / "entity_boxes.jsonl", json.dumps({"id": "a", "entity_boxes": []}))
-    for name in ("old.csv", "old.json", "old.parquet", "train.tsv", "posts.xml"):
+    for name in ("old.csv", "old.json", "old.parquet", "train.xlsx", "posts.xml"):
         write(tmp_path / name, "")
     for name in ("README.md", "regions.jsonl", ".hidden.jsonl", "_run.jsonl", "images/a.JPG", "a.jfif", "LICENSE"):
         write(tmp_path / name, "" if name == "regions.jsonl" else "x")
@@ -108,7 +109,7 @@ def test_nothing_in_a_folder_is_left_out_in_silence(tmp_path, caplog):
         "train.jsonl",
         "regions.jsonl",
     ]
-    assert names(unused) == ["entity_boxes.jsonl", "notes.txt", "old.csv", "old.json", "old.parquet", "posts.xml", "train.tsv"]
+    assert names(unused) == ["entity_boxes.jsonl", "notes.txt", "old.csv", "old.json", "old.parquet", "posts.xml", "train.xlsx"]
     write(tmp_path / "regions.jsonl", "")
     with caplog.at_level(logging.INFO):
         load_splits(str(tmp_path))
@@ -120,8 +121,8 @@ def test_nothing_in_a_folder_is_left_out_in_silence(tmp_path, caplog):
 def test_a_folder_without_splits_says_what_it_holds(tmp_path):
     write(tmp_path / "2020.jsonl", JSONL)
     write(tmp_path / "sub" / "train.txt", CONLL)
-    write(tmp_path / "train.csv", "")
-    with pytest.raises(DataError, match=r"expected train\.txt.*, got 2020\.jsonl, sub/train\.txt, train\.csv$"):
+    write(tmp_path / "train.xlsx", "")
+    with pytest.raises(DataError, match=r"expected train\.txt.*, got 2020\.jsonl, sub/train\.txt, train\.xlsx$"):
         load_splits(str(tmp_path))
 
 
@@ -178,7 +179,7 @@ def test_types_in_one_split_alone_are_warned_of(tmp_path, caplog):
     write(tmp_path / "valid.txt", CONLL.replace("B-PER", "B-PRE"))
     write(tmp_path / "test.txt", CONLL)
     load_splits(str(tmp_path))
-    assert "type PRE: 1 words, in validation only" in caplog.text and "type PER" not in caplog.text
+    assert "type PRE: once, in validation only" in caplog.text and "type PER" not in caplog.text
     assert "type LOC" not in caplog.text
 
 
@@ -203,8 +204,13 @@ def test_images_that_the_posts_name(tmp_path, caplog):
     paths = [row["image"] and os.path.relpath(row["image"]["path"], tmp_path) for row in data["train"]]
     assert paths == ["pictures/x.JPG", *["images/y.png"] * 2, None, None, None, *["images/y.png"] * 2]
     assert "3 of 8 posts have no readable image" in caplog.text
-    write(tmp_path / "train.jsonl", json.dumps(rows[0] | {"image": ["a.jpg", "b.jpg"]}))
-    with pytest.raises(DataError, match=r"train\.jsonl, line 1, field image: expected the name of a file, got \['a\.jpg'"):
+    images = [["y.png"], [None, "y.png"], [], ["y.png", "b.jpg"]]
+    write(tmp_path / "train.jsonl", "\n".join(json.dumps(rows[0] | {"image": image}) for image in images))
+    data, _ = load_splits(str(tmp_path), image_dir=str(tmp_path / "images"))
+    assert [row["image"] is not None for row in data["train"]] == [True, True, False, True]
+    assert "1 times a post has several images, of which the first is used: " in caplog.text
+    write(tmp_path / "train.jsonl", json.dumps(rows[0] | {"image": 5}))
+    with pytest.raises(DataError, match=r"train\.jsonl, line 1, field image: expected the name of a file, got 5"):
         load_splits(str(tmp_path), image_dir=str(tmp_path / "images"))
 
 

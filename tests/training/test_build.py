@@ -58,3 +58,12 @@ def test_known_keys_reach_the_model(data):
     )
     assert model.config.use_crf is False and model.config.min_entity_score == 0.25
     assert (model.config.text_config.model_type, model.config.text_config.num_hidden_layers) == ("modernbert", 2)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_new_model_has_seen_no_image(data, frozen):
+    """What is tried on the backbone while it is built must not stay in its statistics of batch normalisation."""
+    model, _ = build_with(data, freeze_vision=frozen)
+    statistics = {name: value for name, value in model.named_buffers() if name.endswith(("running_mean", "num_batches_tracked"))}
+    assert statistics and not any(value.any() for value in statistics.values())
+    assert model.model.vision_encoder.training is not frozen

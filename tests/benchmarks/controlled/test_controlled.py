@@ -16,7 +16,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from transformers import BertConfig, BertForTokenClassification
 
 from benchmarks.controlled import __main__ as controlled
-from benchmarks.controlled import runner
+from benchmarks.controlled import measures, runner
 from benchmarks.controlled.baselines import PlainTagger
 from benchmarks.controlled.experiments import experiments_for
 from benchmarks.controlled.measures import (
@@ -24,12 +24,12 @@ from benchmarks.controlled.measures import (
     expected_calibration_error,
     f1_by_group,
     f1_of_counts,
-    paired_bootstrap,
     post_counts,
     scores_of_entities,
 )
 from benchmarks.controlled.perturbations import another_posts
 from benchmarks.controlled.pretrained_weights import VISION_BACKBONE
+from mner_data.synthetic_posts import synthetic_dataset
 from modeling_hamlearning import HamLearningForTokenClassification
 from processors import HamLearningProcessor
 from tests.tiny_model import LABELS, saved_tiny_model
@@ -143,21 +143,22 @@ def test_the_scores_of_entities_say_what_decoding_gives(least, tmp_path):
     }
 
 
-def test_the_paired_bootstrap_gives_the_spread_of_the_difference():
-    generator = np.random.default_rng(0)
-    gold = np.ones((3, 400), int)
-    found, better = generator.random((3, 400)) < 0.5, generator.random((3, 400)) < 0.6
-    counts, other = (np.stack([hits, gold, gold], -1).astype(int) for hits in (better, found))
-    low, high = paired_bootstrap(counts, other)
-    difference = better.mean() - found.mean()
-    assert low < difference < high
-    # F1 is a share here: the difference of the means of 400 posts, in each of which three seeds were right or not.
-    by_post = (better.astype(int) - found).mean(0).std() / 20
-    assert 3 * by_post < high - low < 6 * by_post
-    assert paired_bootstrap(counts, counts) == (0.0, 0.0)
-    # Posts that are hard for both models move both: the difference hardly moves.
-    hard = generator.random(400) < 0.5
-    counts, other = (np.stack([np.broadcast_to(hard & mask, (3, 400)), gold, gold], -1).astype(int)
-                     for mask in (np.ones(400, bool), np.arange(400) > 3))  # fmt: skip
-    low, high = paired_bootstrap(counts, other)
-    assert 0 <= low <= high < 0.02
+def test_rules_ground_the_models_entities(monkeypatch):
+    rows = synthetic_dataset(8, 0, "not-shown")
+    names = rows.features["ner_tags"].feature.names
+    whole = {"box": {"xmin": 0, "ymin": 0, "xmax": 160, "ymax": 160}}
+
+    def tag(model, processor, rows):
+        for row in rows:
+            ((kind, first, last),) = get_entities([names[tag] for tag in row["ner_tags"]])
+            (boxes,) = row["entity_boxes"]
+            yield [{"entity_group": kind, "word_start": first, "word_end": last + 1, "region": None if boxes == [] else whole}]
+
+    monkeypatch.setattr(measures, "_tag", tag)
+    scores = measures.grounding_of_rules(None, None, rows)
+    absent = sum(post == [[]] for post in rows["entity_boxes"])
+    assert 0 < absent < 8 and scores["region_recall"] == 1
+    assert scores["never shown"]["grounding_accuracy"] == scores["never shown"]["gmner_f1"] == pytest.approx(absent / 8)
+    # No thing fills half of the image.
+    assert scores["whole image"]["grounding_accuracy"] == scores["person"]["shown"] == 0
+    assert (scores["model"]["not_shown"], scores["model"]["shown"], scores["model"]["grounding_gold_total"]) == (1, 0, 8)

@@ -1,0 +1,140 @@
+"""CSV and TSV with a line of column names: a post a row, or a word a row."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import io
+import json
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from .rows import Notes, check_column_names, image_name, is_missing, logger, match_fields, posts_of_rows
+from .text import DataError, read_lines
+
+_LISTS = ("tokens", "ner_tags", "entities")
+
+
+def read_table_posts(path: Path, column_names: Mapping[str, str], notes: Notes, name: str) -> list[dict[str, Any]]:
+    """Posts of a table. It has a word a row if its words are in a column `word` or `token`, or if rows share an id.
+
+    In a table of words a post goes on as long as its id is the same or empty, or, without ids, until an empty row.
+    In a table of posts, lists are JSON, Python's lists or words with blanks between them; spans are JSON.
+
+    Raises:
+        DataError: naming the file and the line.
+    """
+    header, rows = _read_rows(path)
+    check_column_names(column_names, header, str(path))
+    found = match_fields(header, column_names)
+    if not {"tokens", "text"} & set(found):
+        raise DataError(f"{path}: expected a column tokens, word or text, got {', '.join(header)}")
+    filled = [row for _, row in rows if any(row.values())]
+    ids = [row[found["id"]] for row in filled] if "id" in found else []
+    is_word_a_row = "tokens" in found and (
+        found["tokens"].strip().casefold() in ("word", "token")
+        or any(not after or before == after for before, after in pairwise(ids))
+    )
+    if is_word_a_row:
+        if unused := [column for column in header if column not in found.values()]:
+            logger.warning("%s: these columns are not used: %s", path, ", ".join(unused))
+        return _posts_of_words(rows, found, notes, name)
+    parsed = [
+        (where, {column: _value(cell, column, found) for column, cell in row.items()}) for where, row in rows if any(row.values())
+    ]
+    if not parsed:
+        raise DataError(f"{path}: has no posts")
+    return posts_of_rows(parsed, path, column_names, notes, name)
+
+
+def is_table(first_line: str) -> bool:
+    """Whether a file's first line names the columns of posts, with commas, semicolons or tabs between them."""
+    names = next(csv.reader([first_line], delimiter=_delimiter(first_line)), [])
+    found = match_fields(names, {})
+    return (
+        len(found) > 1
+        and bool({"tokens", "text"} & set(found))
+        or [name.strip().casefold() for name in names] in (["text"], ["word"])
+    )
+
+
+def _delimiter(header: str) -> str:
+    return max("\t,;", key=header.count)
+
+
+def _read_rows(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
+    """The names of the columns, and every row with its place.
+
+    Raises:
+        DataError: a row has more or fewer cells than there are columns.
+    """
+    lines = read_lines(path)
+    first = next((line for line in lines if line.strip()), None)
+    if first is None:
+        raise DataError(f"{path}: has no posts")
+    delimiter = _delimiter(first)
+    # In a TSV of words a quote is often a word, and nothing is quoted.
+    is_quoted = not (delimiter == "\t" and all(line.count("\t") in (first.count("\t"), 0) for line in lines))
+    reader = csv.reader(
+        io.StringIO("\n".join(lines), newline=""), delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
+    )
+    header: list[str] = []
+    rows = []
+    try:
+        for cells in reader:
+            where = f"{path}, line {reader.line_num}"
+            if not header:
+                header = [cell.strip() for cell in cells]
+                continue
+            if cells and len(cells) != len(header) and any(cells):
+                raise DataError(f"{where}: expected {len(header)} cells ({', '.join(header)}), got {len(cells)}")
+            rows.append((where, dict(zip(header, cells, strict=False))))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}") from error
+    return header, rows
+
+
+def _posts_of_words(
+    rows: list[tuple[str, dict[str, str]]], found: dict[str, str], notes: Notes, name: str
+) -> list[dict[str, Any]]:
+    posts: list[dict[str, Any]] = []
+    current = None
+    is_open = False
+    for where, row in rows:
+        cells = {field: row.get(column, "") for field, column in found.items()}
+        if not any(row.values()):
+            is_open = False
+            continue
+        post_id = cells.get("id", "").strip()
+        if not is_open or post_id and post_id != current:
+            current, is_open = post_id, True
+            posts.append({"id": post_id or f"{name}-{len(posts) + 1}", "tokens": [], "labels": [], "lines": []})
+            if (image := image_name(cells.get("image"), where, notes)) is not None:
+                posts[-1]["image"] = image
+        posts[-1]["tokens"].append(cells["tokens"])
+        posts[-1]["labels"].append(cells.get("ner_tags", "").strip())
+        posts[-1]["lines"].append(where)
+    if not posts:
+        raise DataError("a table of words without words")
+    if "ner_tags" not in found:
+        for post in posts:
+            post["labels"] = None
+    return posts
+
+
+def _value(cell: str, column: str, found: dict[str, str]) -> Any:
+    """A cell of a table of posts: a list where the column holds lists."""
+    field = next((field for field, name in found.items() if name == column), None)
+    if is_missing(cell):
+        return None
+    if field not in _LISTS:
+        return cell
+    if cell.lstrip().startswith("["):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                return read(cell)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+    return cell.split() if field in ("tokens", "ner_tags") else cell

@@ -1,0 +1,92 @@
+"""train.py and predict.py on the posts that people have: where images are found, and what stops a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import train
+from mner_data.loading import check_images, load_splits
+from mner_data.readers import DataError
+from tests.test_train import run
+from training.arguments import parse_arguments
+
+CONLL = "IMGID:a\nJordan\tB-PER\nwins\tO\n\nIMGID:b\nIn\tO\nYork\tB-LOC\n"
+WITHOUT_EVALUATION = ("--do_eval", "false", "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false")
+
+
+def write(path: Path, content: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def with_images(*images) -> str:
+    rows = ({"id": str(place), "tokens": ["York"], "labels": ["B-LOC"], "image": image} for place, image in enumerate(images))
+    return "\n".join(map(json.dumps, rows))
+
+
+WITHOUT_IMAGES = {
+    "no folder": ("train.txt", CONLL, None),
+    "all missing": ("train.txt", CONLL, "images/x.jpg"),
+    "another folder": ("train.txt", CONLL, "media/a.jpg"),
+    "URLs": ("train.jsonl", with_images("https://example.org/a.jpg", "https://example.org/b.jpg"), "images/x.jpg"),
+    "empty": ("train.jsonl", with_images("", float("nan"), None), None),
+    "wrong names": ("train.jsonl", with_images("img/a.jpg"), None),
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_IMAGES)
+def test_training_stops_when_no_image_is_found(kind, tmp_path):
+    name, content, image = WITHOUT_IMAGES[kind]
+    write(tmp_path / "data" / name, content)
+    if image:
+        (tmp_path / "data" / image).parent.mkdir()
+        Image.new("RGB", (9, 9)).save(tmp_path / "data" / image)
+    with pytest.raises(DataError, match=r"train: none of the \d posts has an image that can be found.*--use_images false"):
+        run(tmp_path / "out", "--data_path", str(tmp_path / "data"), *WITHOUT_EVALUATION)
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+    with pytest.raises(DataError, match="--do_eval needs a validation split"):
+        run(tmp_path / "out", "--data_path", str(tmp_path / "data"), "--use_images", "false")
+
+
+def test_training_stops_for_a_split_without_images(tmp_path):
+    write(tmp_path / "train.jsonl", with_images("a.jpg"))
+    write(tmp_path / "dev.jsonl", with_images("b.jpg"))
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "images" / "a.jpg")
+    with pytest.raises(DataError, match="validation: none of the 1 posts"):
+        run(tmp_path / "out", "--data_path", str(tmp_path))
+    data, _ = load_splits(str(tmp_path))
+    for split in data:
+        data[split].save_to_disk(tmp_path / split)
+    check_images(load_splits(str(tmp_path / "train"))[0])
+    with pytest.raises(DataError, match="train: none of the 1 posts"):
+        run(tmp_path / "out", "--data_path", str(tmp_path / "validation"), *WITHOUT_EVALUATION)
+
+
+def test_the_form_of_the_data_is_said_on_the_command_line(tmp_path):
+    path = write(tmp_path / "train.txt", "B-LOC York x\n")
+    arguments = ["--data_path", str(path), "--use_images", "false", "--columns", "label,word,_"]
+    data, _ = train._load_data(parse_arguments(arguments)[1])
+    assert data["train"][0]["tokens"] == ["York"]
+    path = write(tmp_path / "posts.txt", json.dumps({"w": ["York"], "gold": ["B-LOC"]}))
+    arguments = ["--data_path", str(path), "--use_images", "false", "--format", "jsonl"]
+    data, _ = train._load_data(parse_arguments([*arguments, "--column_names", "{w: tokens, gold: ner_tags}"])[1])
+    assert data["train"][0]["tokens"] == ["York"] and data["train"][0]["id"] == "posts-1"
+
+
+def test_a_model_is_trained_on_an_export_of_doccano_with_images(tmp_path):
+    rows = [
+        {"text": f"{name} wins", "label": [[0, len(name), "PER"]], "image": f"images/{name}.jpg"} for name in ("Carl", "Rosa")
+    ]
+    for split in ("train", "dev"):
+        write(tmp_path / f"{split}.jsonl", "\n".join(map(json.dumps, rows)))
+    (tmp_path / "images").mkdir()
+    for name in ("CARL.JPG", "Rosa.png"):
+        Image.new("RGB", (9, 9)).save(tmp_path / "images" / name)
+    results = run(tmp_path / "out", "--data_path", str(tmp_path), "--max_steps", "1", *WITHOUT_EVALUATION[2:])
+    assert results["eval_gold_total"] == 2 and results["images_read"] > 0 and results["images_unreadable"] == 0
