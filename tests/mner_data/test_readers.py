@@ -109,7 +109,7 @@ def test_nothing_in_a_folder_is_left_out_in_silence(tmp_path, caplog):
         "train.jsonl",
         "regions.jsonl",
     ]
-    assert names(unused) == ["entity_boxes.jsonl", "notes.txt", "old.csv", "old.json", "old.parquet", "posts.xml", "train.xlsx"]
+    assert names(unused) == ["notes.txt", "old.csv", "old.json", "old.parquet", "posts.xml", "train.xlsx"]
     write(tmp_path / "regions.jsonl", "")
     with caplog.at_level(logging.INFO):
         load_splits(str(tmp_path))
@@ -186,7 +186,7 @@ def test_types_in_one_split_alone_are_warned_of(tmp_path, caplog):
 def test_options_for_label_files_are_refused_for_data_sets(tmp_path):
     data, _ = load_splits(str(write(tmp_path / "a.txt", CONLL)))
     data.save_to_disk(tmp_path / "saved")
-    with pytest.raises(DataError, match="image_dir and regions_file are for label files"):
+    with pytest.raises(DataError, match="image_dir, regions_file and entity_boxes are for label files"):
         load_splits(str(tmp_path / "saved"), image_dir=str(tmp_path))
 
 
