@@ -92,7 +92,7 @@ def test_nothing_in_a_folder_is_left_out_in_silence(tmp_path, caplog):
     write(tmp_path / "more.txt", CONLL)
     write(tmp_path / "broken.jsonl", "{")
     write(tmp_path / "notes.txt", "to do")
-    write(tmp_path / "entity_boxes.jsonl", json.dumps({"id": "a", "entity_boxes": []}))
+    write(tmp_path / "entity_boxes.jsonl", json.dumps({"id": "z", "entities": []}))
     for name in ("old.csv", "old.json", "old.parquet", "train.xlsx", "posts.xml"):
         write(tmp_path / name, "")
     for name in ("README.md", "regions.jsonl", ".hidden.jsonl", "_run.jsonl", "images/a.JPG", "a.jfif", "LICENSE"):
