@@ -428,12 +428,12 @@ def _write_card(
     reference_scores: dict[str, Any],
 ):
     arguments = trainer.args.to_dict()
-    encoders = {"text": model_arguments.text, "vision": model_arguments.vision} | model_arguments.model_config
+    encoders = {"text": _card_name(model_arguments.text), "vision": model_arguments.vision} | model_arguments.model_config
     base = model_arguments.text
     if model_arguments.lora_rank is not None:
         encoders |= {"lora_rank": model_arguments.lora_rank}
     if model_arguments.model is not None:
-        encoders, base = {"model": model_arguments.model}, model_arguments.model
+        encoders, base = {"model": _card_name(model_arguments.model)}, model_arguments.model
     metrics = _with_prefix(results, "eval_")
     references = {WITHOUT_IMAGES: _with_prefix(results, "text_only_")} if "text_only_f1" in results else {}
     notes = []
@@ -462,6 +462,11 @@ def _write_card(
         language=data_arguments.language,
         dataset=_on_the_hub(data_arguments.data_path),
     )
+
+
+def _card_name(model: str) -> str:
+    """A model's name on the Hub, or the last part of its path: where a folder lies on one's own disk is not for the card."""
+    return Path(model).name if Path(model).exists() else model
 
 
 def _on_the_hub(name: str) -> str | None:
