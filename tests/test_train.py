@@ -232,8 +232,8 @@ def test_f1_of_gold_in_another_scheme_is_counted_on_what_it_is_converted_to(tmp_
         post = "\n".join(f"{word}\t{label}" for word, label in zip(["Jordan", "x", "New", "York"], labels, strict=True))
         for split in ("train", "valid"):
             (folder / f"{split}.txt").write_text("\n".join(f"IMGID:{place}\n{post}\n" for place in range(4)))
-        results = run(folder / "out", "--data_path", str(folder), "--max_steps", "1", "--eval_strategy", "no",
-                      "--save_strategy", "no")  # fmt: skip
+        results = run(folder / "out", "--data_path", str(folder), "--use_images", "false", "--max_steps", "1",
+                      "--eval_strategy", "no", "--save_strategy", "no")  # fmt: skip
         assert results["eval_gold_total"] == results["eval_gold_total_strict"] == {"IO": 8, "IOB1": 12}[scheme]
 
 
@@ -458,8 +458,8 @@ def test_a_trained_model_learns_a_new_type_beside_those_that_it_has(trained, tmp
     """At learning rate 0 the scores of its own labels stay bit for bit, wherever the new ones stand in the data."""
     folder, _ = trained
     data = conll(tmp_path, "FOOD")
-    steps = ("--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no", "--model", str(folder))
-    results = run(tmp_path / "out", *steps, "--data_path", str(data), "--learning_rate", "0")
+    steps = ("--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no", "--use_images", "false")
+    results = run(tmp_path / "out", *steps, "--model", str(folder), "--data_path", str(data), "--learning_rate", "0")
     assert results["eval_gold_total"] == 16 and "FOOD" in results["eval_per_type"]
     known = json.loads((folder / "config.json").read_text())["label2id"]
     now = json.loads((tmp_path / "out" / "config.json").read_text())["label2id"]
@@ -474,7 +474,7 @@ def test_a_trained_model_learns_a_new_type_beside_those_that_it_has(trained, tmp
     assert pipeline("mner", model=str(tmp_path / "out"), trust_remote_code=True)("Jordan in York") is not None
     # Scoring alone teaches nothing: what the model cannot know is refused.
     with pytest.raises(ValueError, match="split train, field ner_tags: the model does not have the labels B-FOOD"):
-        run(tmp_path / "other", "--do_train", "false", "--model", str(folder), "--data_path", str(data))
+        run(tmp_path / "other", "--do_train", "false", "--use_images", "false", "--model", str(folder), "--data_path", str(data))
 
 
 def test_the_model_is_saved_before_anything_is_scored(tmp_path, monkeypatch):
