@@ -32,8 +32,9 @@ class HamLearningConfig(PreTrainedConfig):
             Whether that level's memory enters stages 2 and 3. All four off is the plain text tagger.
         use_relevance (`bool`): Whether a level is scaled by its measured relevance; 1 for every present level if not.
         relevance_loss_weight (`float`):
-            Weight of an image-text matching loss (Li et al. 2021, ALBEF) in training: relevance is to tell a post's own
-            picture from one of another post of the batch, at every level. 0 learns it from the tagging loss alone.
+            Weight of an image-text matching loss (Radford et al. 2021, CLIP) in training: relevance is to tell a post's own
+            image from those of the other posts of the batch, at every level, and is then learned from nothing else. With 0 it
+            is learned from the tagging loss.
         grounding_loss_weight (`float`):
             Weight of the grounding loss in training: which region shows an entity, or that none does, is learned from posts
             whose entities have boxes. 0 is a model without the grounding head; it reports what an entity's first word attends.
