@@ -26,6 +26,7 @@ from transformers import pipeline
 
 from mner_data.files import markdown_table
 from mner_data.synthetic_posts import synthetic_dataset
+from processors import load_image
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS, POSTS, SEED, START_SECONDS = (1, 8, 50), 200, 5, 300
@@ -38,7 +39,7 @@ def posts() -> list[dict]:
         post = {"text": row["tokens"]}
         if place % 2 and row["image"] is not None:
             content = io.BytesIO()
-            row["image"].convert("RGB").save(content, "JPEG")
+            load_image(row["image"]).save(content, "JPEG")
             post |= {
                 "image": base64.b64encode(content.getvalue()).decode(),
                 "boxes": row["boxes"],
