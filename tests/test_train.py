@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from transformers import AutoModel, pipeline
 
 import train
-from benchmarks.controlled.measures import gold_entities
 from mner_data.files import OutputError
 from mner_data.loading import dataset_labels, row_to_post
 from mner_data.readers import read_conll
@@ -26,6 +25,7 @@ from mner_data.synthetic_posts import synthetic_dataset
 from modeling_hamlearning import HamLearningForTokenClassification
 from tests.tiny import tiny_tokenizer
 from training.collator import ImagesLostError
+from training.errors import gold_entities
 from training.metric import pipeline_f1
 from training.trainer import NotFiniteError
 
@@ -336,8 +336,8 @@ def score_loss(folder: Path) -> float:
     losses = []
     for row, entities in zip(rows, tagged, strict=True):
         gold = {
-            (kind, " ".join(row["tokens"][first : last + 1]), len(" ".join([*row["tokens"][:first], ""])))
-            for kind, first, last in gold_entities(row, dataset_labels(rows))
+            (kind, " ".join(row["tokens"][first:end]), len(" ".join([*row["tokens"][:first], ""])))
+            for kind, first, end in gold_entities(row, dataset_labels(rows))
         }
         for entity in entities:
             right = (entity["entity_group"], entity["word"], entity["start"]) in gold

@@ -41,7 +41,7 @@ def add_labels(model: HamLearningForTokenClassification, label_names: list[str])
     """Give a trained model the labels that it lacks, behind its own.
 
     Every score of its own labels stays: the rows of the classifier, and the CRF's scores of their starts, ends and transitions.
-    The new ones start as those of a new model do.
+    The new rows of the classifier start as those of a new layer, and the new scores of the CRF at 0.
 
     Returns:
         The labels that were added.

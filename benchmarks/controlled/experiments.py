@@ -33,6 +33,23 @@ def _backbone() -> dict[str, str]:
     return {"vision": VISION_BACKBONE, "vision_weights": vision_weights()}
 
 
+def _real_text_settings() -> dict:
+    """How every model of real English posts is trained."""
+    return {
+        "text": text_encoder(),
+        **_backbone(),
+        "per_device_train_batch_size": 16,
+        "num_train_epochs": 6,
+        "learning_rate": 1e-4,
+        "head_learning_rate": 1e-3,
+        "warmup_steps": 0.1,
+        "weight_decay": 0.01,
+        # Two thirds of the time of fp32. The same for every model.
+        "bf16": True,
+        "use_cpu": True,
+    }
+
+
 # Levels: synthetic posts in which one level of the image alone determines an entity's type
 
 
@@ -142,19 +159,7 @@ OTHER_PLAIN_RATES = (2e-4, 3e-4)
 
 
 def _text_experiments(seed: int) -> Iterator[Experiment]:
-    shared = {
-        "text": text_encoder(),
-        **_backbone(),
-        "per_device_train_batch_size": 16,
-        "num_train_epochs": 6,
-        "learning_rate": 1e-4,
-        "head_learning_rate": 1e-3,
-        "warmup_steps": 0.1,
-        "weight_decay": 0.01,
-        # Two thirds of the time of fp32. The same for every model.
-        "bf16": True,
-        "use_cpu": True,
-    }
+    shared = _real_text_settings()
     alone = shared | {"model_config": NO_LEVELS | LIKELY}
     calibrated = shared | {"model_config": NO_LEVELS | LIKELY_CALIBRATED}
     unrelated = shared | {"model_config": LIKELY, "freeze_vision": True, "image_size": 160}
@@ -254,18 +259,7 @@ MORE_SEEDS = (3, 4)
 
 
 def _phototweets_experiments(seed: int) -> Iterator[Experiment]:
-    text = {
-        "text": text_encoder(),
-        **_backbone(),
-        "per_device_train_batch_size": 16,
-        "num_train_epochs": 6,
-        "learning_rate": 1e-4,
-        "head_learning_rate": 1e-3,
-        "warmup_steps": 0.1,
-        "weight_decay": 0.01,
-        "bf16": True,
-        "use_cpu": True,
-    }
+    text = _real_text_settings()
     frozen = text | {"freeze_vision": True, "region_config": {"name": "precomputed"}}
 
     def experiment(model: str, settings: dict = frozen, images: str = "own", **options) -> Experiment:
@@ -319,20 +313,8 @@ def _grounding_experiments(seed: int) -> Iterator[Experiment]:
         model_config = settings["model_config"] | GROUNDED
         yield Experiment("grounding", scenario, FULL, seed, settings | {"model_config": model_config})
     # As in the section of the phototweets, with the anchors beside the detector's regions.
-    photos = {
-        "text": text_encoder(),
-        **_backbone(),
-        "freeze_vision": True,
-        "region_config": {"name": "precomputed", "max_regions": MOST_REGIONS},
-        "per_device_train_batch_size": 16,
-        "num_train_epochs": 6,
-        "learning_rate": 1e-4,
-        "head_learning_rate": 1e-3,
-        "warmup_steps": 0.1,
-        "weight_decay": 0.01,
-        "bf16": True,
-        "use_cpu": True,
-    }
+    regions = {"name": "precomputed", "max_regions": MOST_REGIONS}
+    photos = _real_text_settings() | {"freeze_vision": True, "region_config": regions}
     yield Experiment("grounding", "phototweets", FULL, seed, photos | {"model_config": GROUNDED})
     yield Experiment("grounding", "phototweets", "attention alone", seed, photos)
 

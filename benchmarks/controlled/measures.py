@@ -19,6 +19,7 @@ from mner_data.loading import dataset_labels, row_to_post
 from modeling_hamlearning import LEVELS, HamLearningForTokenClassification, MnerPipeline
 from processors import HamLearningProcessor
 from training.collator import MnerCollator
+from training.errors import Counts, count_entities, gold_entities
 from training.metric import MnerMetric
 
 BATCH_SIZE, BINS, MIN_IOU = 32, 15, 0.5
@@ -49,43 +50,34 @@ def relevance_auc(
 def _relevance(model: HamLearningForTokenClassification, collator: MnerCollator, rows: Dataset) -> np.ndarray:
     """Relevance of every post at every level (posts, levels)."""
     model.eval()
-    relevance = []
+    return np.concatenate([model(**batch).relevance.numpy() for _, batch in _batches(collator, rows)])
+
+
+def _batches(collator: MnerCollator, rows: Dataset) -> Iterator[tuple[list[list[int]], dict[str, Any]]]:
+    """Rows in batches: their labels, and the model's inputs."""
     for columns in rows.iter(BATCH_SIZE):
         batch = collator([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
         batch.pop("ids")
-        relevance.append(model(**batch).relevance.numpy())
-    return np.concatenate(relevance)
+        yield columns["ner_tags"], batch
 
 
 @torch.no_grad()
 def post_counts(model: HamLearningForTokenClassification, collator: MnerCollator, rows: Dataset) -> list[list[int]]:
-    """Of every post, how many entities are found, predicted, and in the gold labels (posts, 3).
-
-    F1 of any posts is twice the found entities over the sum of predicted and gold ones.
-    """
+    """The [`Counts`] of every post (posts, 3)."""
     model.eval()
     labels, counts = dataset_labels(rows), []
-    for columns in rows.iter(BATCH_SIZE):
-        batch = collator([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
-        batch.pop("ids")
-        names = [[labels[tag] for tag in tags] for tags in columns["ner_tags"]]
+    for all_tags, batch in _batches(collator, rows):
         paths = model.decode(model(**batch), batch["word_mask"])
-        for gold_names, path in zip(names, paths, strict=True):
-            gold, predicted = set(get_entities(gold_names)), set(get_entities([labels[tag] for tag in path]))
-            counts.append([len(gold & predicted), len(predicted), len(gold)])
+        for tags, path in zip(all_tags, paths, strict=True):
+            gold, predicted = (get_entities([labels[tag] for tag in post_tags]) for post_tags in (tags, path))
+            counts.append(list(count_entities(gold, predicted)))
     return counts
-
-
-def f1_of_counts(counts: np.ndarray) -> np.ndarray:
-    """Micro F1 from the counts of `post_counts`, (…, posts, 3) → (…)."""
-    found, predicted, gold = np.moveaxis(np.asarray(counts).sum(-2), -1, 0)
-    return 2 * found / np.maximum(1, predicted + gold)
 
 
 def f1_by_group(counts: list[list[int]], groups: list[int]) -> dict[str, float]:
     """Micro F1 of each group of posts, from the counts of `post_counts`."""
     in_group = {group: np.array(groups) == group for group in sorted(set(groups))}
-    return {str(group): float(f1_of_counts(np.array(counts)[mask])) for group, mask in in_group.items()}
+    return {str(group): float(Counts(*np.array(counts)[mask].sum(0)).f1) for group, mask in in_group.items()}
 
 
 def grounding(
@@ -101,13 +93,13 @@ def grounding(
     hits: dict[str, list[bool]] = {name: [] for name in columns}
     labels = dataset_labels(rows)
     for row, entities in zip(rows, _tag(model, processor, rows), strict=True):
-        width, height = Image.open(io.BytesIO(row["image"]["bytes"])).size
+        width, height = image_size(row["image"])
         regions = {entity["start"]: entity["region"] for entity in entities}
         starts = _starts(row["tokens"])
         for name, column in columns.items():
-            for (_, first, _), index in zip(gold_entities(row, labels), row[column], strict=True):
+            for entity, index in zip(gold_entities(row, labels), row[column], strict=True):
                 if index >= 0:
-                    region = regions.get(starts[first])
+                    region = regions.get(starts[entity.start])
                     box = [side * size for side, size in zip(row["boxes"][index], (width, height) * 2, strict=True)]
                     hits[name].append(region is not None and _iou(box, list(region["box"].values())) >= MIN_IOU)
     return {name: float(np.mean(column_hits)) for name, column_hits in hits.items()}
@@ -196,7 +188,7 @@ def scores_of_entities(
     for row, entities in zip(rows, _tag(model, processor, rows), strict=True):
         starts = _starts(row["tokens"])
         ends = [start + len(word) for start, word in zip(starts, row["tokens"], strict=True)]
-        gold = {(kind, starts[first], ends[last]) for kind, first, last in gold_entities(row, labels)}
+        gold = {(entity.type, starts[entity.start], ends[entity.end - 1]) for entity in gold_entities(row, labels)}
         num_gold += len(gold)
         for entity in entities:
             scores.append(entity["score"])
@@ -247,11 +239,6 @@ def calibration_error_by_chance(bins: list[dict[str, Any]]) -> float:
         probability = binom.pmf(num_right, bin["count"], bin["score"])
         error += float((probability * abs(num_right - bin["count"] * bin["score"])).sum())
     return error / max(1, sum(bin["count"] for bin in bins))
-
-
-def gold_entities(row: dict, labels: list[str]) -> list[tuple[str, int, int]]:
-    """Type, first and last word of a row's entities, as default seqeval counts them."""
-    return get_entities([labels[tag] for tag in row["ner_tags"]])
 
 
 def _starts(tokens: list[str]) -> list[int]:

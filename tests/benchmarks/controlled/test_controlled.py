@@ -23,7 +23,6 @@ from benchmarks.controlled.measures import (
     calibration_error_by_chance,
     expected_calibration_error,
     f1_by_group,
-    f1_of_counts,
     post_counts,
     scores_of_entities,
 )
@@ -135,7 +134,7 @@ def test_the_scores_of_entities_say_what_decoding_gives(least, tmp_path):
     assert found["f1_by_min_score"][str(least)] == pytest.approx(f1_score(*names))
     assert sum(bin["count"] for bin in found["calibration"]["bins"]) == len(get_entities(names[1]))
     assert model.config.min_entity_score == least and 0.2 < f1_score(*names) < 1
-    assert f1_of_counts(counts) == pytest.approx(f1_score(*names)) and len(counts) == 60
+    assert f1_by_group(counts, [0] * 60) == {"0": pytest.approx(f1_score(*names))} and len(counts) == 60
     halves = f1_by_group(counts, [0] * 20 + [1] * 40)
     assert halves == {
         str(group): pytest.approx(f1_score(*(labels[posts] for labels in names)))
