@@ -12,13 +12,14 @@ REQUIRED = [
     "emoji>=2.16",
     "evaluate>=0.4.6",
     "filelock>=3.16",
-    "huggingface-hub>=1.16",
+    # Earlier ones give up an upload whose connection drops once.
+    "huggingface-hub>=1.21",
     "jinja2>=3.1",
     "matplotlib>=3.9",
     "numpy>=2.0.2",
     "pillow>=11.3",
     # DeBERTa-v3, XLM-R and T5 are stored with the vocabularies of sentencepiece.
-    "protobuf>=6.33",
+    "protobuf>=7.36.1",
     "pyyaml>=6.0.1",
     "scipy>=1.13.1",
     "sentencepiece>=0.2.3",

@@ -170,7 +170,7 @@ print(json.dumps(pipeline("mner", model="trained", trust_remote_code=True)({"tex
 
 SMALL = (
     "--synthetic_posts", "[16, 4, 4]", "--text", "from_scratch", "--tokenizer_config", "{kind: word, min_count: 1}",
-    "--text_config", "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}",
+    "--text_config", "{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 32}",
     "--vision", "resnet10t", "--vision_pretrained", "false", "--image_size", "32", "--region_config", "{name: precomputed}",
     "--model_config", "{fusion_size: 32, num_iterations: 1, fusion_attention_heads: 2}", "--seed", "0", "--use_cpu",
 )  # fmt: skip

@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
     """A folder in which README's files are, and a model that was trained for seconds in place of the demo's."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(ROOT / "examples", folder / "examples")
-    shape = "{hidden_size: 64, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 64}"
+    shape = "{hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 64}"
     train.main([
         str(ROOT / "configs" / "demo.yaml"), "--output_dir", str(folder / "outputs" / "demo" / "model"),
         "--synthetic_posts", "[64, 4, 4]", "--image_size", "32", "--freeze_vision",

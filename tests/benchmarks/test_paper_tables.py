@@ -13,7 +13,7 @@ from mner_data.synthetic_posts import synthetic_splits
 
 CONFIG = """
 text: from_scratch
-text_config: {hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}
+text_config: {hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 32}
 tokenizer_config: {kind: word, min_count: 1}
 vision: resnet10t
 vision_pretrained: false

@@ -470,7 +470,7 @@ def test_a_server_that_stays_broken_is_named_and_nothing_is_half_pushed(hub, mod
 
 def test_the_trainers_own_push_leaves_a_repo_that_loads(hub, tmp_path):
     """With the processor, the code and the filled card, and no pickle."""
-    small = ["--text_config", "{hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}",
+    small = ["--text_config", "{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 32}",
              "--model_config", "{fusion_size: 32, num_iterations: 1, fusion_attention_heads: 2}", "--image_size", "64",
              "--synthetic_posts", "[16, 4, 4]", "--max_steps", "2", "--use_cpu", "--eval_strategy", "no"]  # fmt: skip
     push = ["--push_to_hub", "--hub_model_id", "user/trained", "--output_dir", str(tmp_path / "out")]

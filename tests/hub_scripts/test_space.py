@@ -66,7 +66,7 @@ socket.getaddrinfo = guarded
 def tagger(tmp_path_factory):
     """A small model, trained for seconds: it finds the synthetic names and knows little about their types."""
     folder = tmp_path_factory.mktemp("tagger") / "model"
-    shape = "{hidden_size: 64, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 64}"
+    shape = "{hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 64}"
     train.main([
         "configs/demo.yaml", "--output_dir", str(folder), "--synthetic_posts", "[250, 4, 4]", "--image_size", "32",
         "--freeze_vision", "--model_config", "{fusion_size: 32, num_iterations: 1, fusion_attention_heads: 2}",
