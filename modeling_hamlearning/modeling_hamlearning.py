@@ -1,7 +1,7 @@
 """HamLearning: hierarchical aligned multimodal learning for named entity recognition (AAAI 2024).
 
-The file follows the paper: stage 1 (text, and the image at four levels), stage 2 (relevance), stage 3 (iterative
-cross-modal learning), then the model and the tagging head.
+The file follows the paper: stage 1 (text; the image at four levels is in `image_levels.py`), stage 2 (relevance),
+stage 3 (iterative cross-modal learning), then the model and the tagging head.
 
 Shapes: B posts, N windows, S sub-tokens, W words, K regions, T sub-tokens of a region's label, G grid cells, M visual
 tokens of all levels, L labels, H width of the text encoder, d width of stages 2 and 3. A batch may mix posts with and
@@ -17,18 +17,22 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 from transformers import AutoBackbone, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
 from .configuration_hamlearning import LEVELS, HamLearningConfig
 from .crf import HamLearningCRF, HamLearningTransitionScores, bio_constraints
 from .grounding import HamLearningGrounding, entity_overlaps, entity_scores, grounding_loss
+from .image_levels import (
+    HamLearningBoxEmbedding,
+    HamLearningImageEmbeddings,
+    HamLearningSemanticEncoder,
+    HamLearningSpatialEncoder,
+)
+from .layers import HamLearningAttention, HamLearningTransformerLayer
 from .pipeline_mner import MnerPipeline  # noqa: F401  (re-saving a loaded model copies only what modeling imports)
-from .relations import NUM_RELATIONS, spatial_relations
 
 logger = logging.get_logger(__name__)
 INPUTS = (
@@ -85,95 +89,7 @@ class HamLearningTokenClassifierOutput(ModelOutput):
     grounding_scores: Tensor | None = None
 
 
-# Parts that the stages share
-
-
-class HamLearningAttention(nn.Module):
-    """Multi-head attention of queries to a context whose values carry a weight of their own, the level's relevance."""
-
-    def __init__(self, config: HamLearningConfig):
-        super().__init__()
-        self.num_heads = config.fusion_attention_heads
-        self.dropout = config.fusion_dropout
-        self.query = nn.Linear(config.fusion_size, config.fusion_size)
-        self.key = nn.Linear(config.fusion_size, config.fusion_size, bias=False)
-        # Without a bias a context of weight 0 adds exactly nothing.
-        self.value = nn.Linear(config.fusion_size, config.fusion_size, bias=False)
-        self.output = nn.Linear(config.fusion_size, config.fusion_size, bias=False)
-
-    def _heads(self, hidden: Tensor) -> Tensor:
-        return hidden.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-    def forward(
-        self,
-        queries: Tensor,
-        context: Tensor,
-        context_mask: Tensor,
-        weight: Tensor | None = None,
-        return_attention: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """queries (B, Q, d), context (B, C, d), mask (B, C), weight (B, C) → (B, Q, d) and, if asked, the (B, heads, Q, C).
-
-        Where nothing of the context is present the result is 0.
-        """
-        query, key, value = self._heads(self.query(queries)), self._heads(self.key(context)), self.value(context)
-        if weight is not None:
-            value = value * weight[..., None]
-        value = self._heads(value)
-        # A query that may attend to nothing would give NaN: it attends to everything and is zeroed below.
-        present = context_mask.any(dim=1)
-        mask = (context_mask | ~present[:, None])[:, None, None, :]
-        dropout = self.dropout if self.training else 0.0
-        attention = None
-        if return_attention:
-            scores = (query @ key.transpose(-1, -2)) * key.shape[-1] ** -0.5
-            attention = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).float().softmax(-1).to(value.dtype)
-            mixed = nn.functional.dropout(attention, dropout, self.training) @ value
-            attention = attention * present[:, None, None, None]
-        else:
-            mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        mixed = self.output(mixed.transpose(1, 2).flatten(2))
-        return mixed * present[:, None, None], attention
-
-
-class HamLearningFeedForward(nn.Module):
-    """Pre-norm position-wise feed-forward layer with its residual."""
-
-    def __init__(self, config: HamLearningConfig):
-        super().__init__()
-        self.norm = nn.LayerNorm(config.fusion_size)
-        self.inner = nn.Linear(config.fusion_size, config.fusion_intermediate_size)
-        self.outer = nn.Linear(config.fusion_intermediate_size, config.fusion_size)
-        self.dropout = nn.Dropout(config.fusion_dropout)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return hidden + self.dropout(self.outer(nn.functional.gelu(self.inner(self.norm(hidden)))))
-
-
-class HamLearningTransformerLayer(GradientCheckpointingLayer):
-    """Pre-norm Transformer layer in which one modality attends to a context: itself or the other modality."""
-
-    def __init__(self, config: HamLearningConfig):
-        super().__init__()
-        self.norm = nn.LayerNorm(config.fusion_size)
-        self.context_norm = nn.LayerNorm(config.fusion_size)
-        self.attention = HamLearningAttention(config)
-        self.dropout = nn.Dropout(config.fusion_dropout)
-        self.feed_forward = HamLearningFeedForward(config)
-
-    def forward(
-        self,
-        hidden: Tensor,
-        context: Tensor,
-        context_mask: Tensor,
-        weight: Tensor | None = None,
-        return_attention: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        mixed, attention = self.attention(self.norm(hidden), self.context_norm(context), context_mask, weight, return_attention)
-        return self.feed_forward(hidden + self.dropout(mixed)), attention
-
-
-# Stage 1: intra-modality representation
+# Stage 1: intra-modality representation; its image side is in image_levels.py
 
 
 class HamLearningWordPooling(nn.Module):
@@ -187,129 +103,6 @@ class HamLearningWordPooling(nn.Module):
         """hidden (B, N·S, H), word_positions (B, W) → (B, W, H)."""
         index = word_positions.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1])
         return torch.where((word_positions >= 0)[..., None], hidden.gather(1, index), self.missing.to(hidden.dtype))
-
-
-class HamLearningBoxEmbedding(nn.Module):
-    """Position of a grid cell or a region: an embedding of x1, y1, x2, y2, width and height."""
-
-    def __init__(self, config: HamLearningConfig):
-        super().__init__()
-        self.inner = nn.Linear(6, config.fusion_size)
-        self.outer = nn.Linear(config.fusion_size, config.fusion_size)
-        # Coordinates are small numbers: without a norm the position would be lost in the sum with the visual feature.
-        self.norm = nn.LayerNorm(config.fusion_size)
-
-    def forward(self, boxes: Tensor) -> Tensor:
-        """boxes (…, 4) in [0, 1] → (…, d)."""
-        # The norm's dtype: a quantized linear layer holds integers.
-        features = torch.cat([boxes, boxes[..., 2:] - boxes[..., :2]], dim=-1).to(self.norm.weight.dtype)
-        return self.norm(self.outer(nn.functional.gelu(self.inner(features))))
-
-
-class HamLearningImageEmbeddings(nn.Module):
-    """The backbone's feature map as a grid of d-dimensional cells, and each region's cells by RoIAlign on the same map."""
-
-    def __init__(self, config: HamLearningConfig, num_channels: int):
-        super().__init__()
-        self.projection = nn.Linear(num_channels, config.fusion_size)
-        self.norm = nn.LayerNorm(config.fusion_size)
-
-    def forward(self, feature_map: Tensor, region_boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """feature_map (B, C, rows, columns), region_boxes (B, K, 4) → cells (B, G, d), their boxes (G, 4), regions (B, K, d)."""
-        rows, columns = feature_map.shape[-2:]
-        cells = self.norm(self.projection(feature_map.flatten(2).transpose(1, 2)))
-        return cells, self.cell_boxes(rows, columns, cells.device), self.pool(cells, rows, columns, region_boxes)
-
-    @staticmethod
-    def cell_boxes(rows: int, columns: int, device: torch.device) -> Tensor:
-        y, x = torch.meshgrid(
-            torch.arange(rows, device=device) / rows, torch.arange(columns, device=device) / columns, indexing="ij"
-        )
-        return torch.stack([x, y, x + 1 / columns, y + 1 / rows], dim=-1).flatten(0, 1)
-
-    @staticmethod
-    def pool(cells: Tensor, rows: int, columns: int, region_boxes: Tensor) -> Tensor:
-        """Mean of the grid under each box; d channels are pooled, not the backbone's C: the projection comes first."""
-        num_images, num_regions, _ = region_boxes.shape
-        # RoIAlign exists in fp32 on every device, and box corners need it.
-        grid = cells.transpose(1, 2).unflatten(2, (rows, columns)).float()
-        scale = torch.tensor([columns, rows, columns, rows], device=cells.device)
-        corners = (region_boxes.float() * scale).flatten(0, 1)
-        image = torch.arange(num_images, device=cells.device)[:, None].expand(-1, num_regions).flatten()
-        pooled = roi_align(
-            grid,
-            torch.cat([image[:, None].to(corners), corners], dim=1),
-            output_size=1,
-            sampling_ratio=4,
-            aligned=True,
-        )
-        return pooled.flatten(1).unflatten(0, (num_images, num_regions)).to(cells.dtype)
-
-
-class HamLearningSpatialEncoder(nn.Module):
-    """Graph attention on the regions in which the message from j to i depends on their relation's type and direction."""
-
-    def __init__(self, config: HamLearningConfig):
-        super().__init__()
-        self.num_heads = config.fusion_attention_heads
-        self.norm = nn.LayerNorm(config.fusion_size)
-        self.query = nn.Linear(config.fusion_size, config.fusion_size)
-        self.key = nn.Linear(config.fusion_size, config.fusion_size)
-        self.value = nn.Linear(config.fusion_size, config.fusion_size)
-        # Index 0 is a region's edge to itself; the relations are numbered from 1.
-        self.relation_key = nn.Embedding(NUM_RELATIONS + 1, config.fusion_size)
-        self.relation_value = nn.Embedding(NUM_RELATIONS + 1, config.fusion_size)
-        self.output = nn.Linear(config.fusion_size, config.fusion_size)
-        self.dropout = nn.Dropout(config.fusion_dropout)
-        self.feed_forward = HamLearningFeedForward(config)
-
-    def forward(self, regions: Tensor, boxes: Tensor, image_sizes: Tensor, region_mask: Tensor) -> Tensor:
-        """regions (B, K, d), boxes (B, K, 4), image_sizes (B, 2), mask (B, K) → (B, K, d)."""
-        relations = spatial_relations(boxes, image_sizes)
-        itself = torch.eye(boxes.shape[1], dtype=torch.bool, device=boxes.device)
-        edges = ((relations > 0) & region_mask[:, None, :]) | itself
-        relations = relations.masked_fill(itself, 0)
-
-        hidden = self.norm(regions)
-        query, key, value = (
-            layer(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        )
-        # All relations are scored at once and picked by type: (B, heads, K, R), not a vector a pair.
-        relation_key = self.relation_key.weight.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0)
-        picked = relations[:, None].expand(-1, self.num_heads, -1, -1)
-        scores = query @ key.transpose(-1, -2) + (query @ relation_key).gather(-1, picked)
-        scores = (scores * key.shape[-1] ** -0.5).masked_fill(~edges[:, None], torch.finfo(scores.dtype).min)
-        attention = scores.float().softmax(-1).to(value.dtype)
-        by_relation = torch.zeros(*attention.shape[:-1], NUM_RELATIONS + 1, dtype=value.dtype, device=value.device)
-        by_relation = by_relation.scatter_add(-1, picked, attention)
-        relation_value = self.relation_value.weight.unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
-        mixed = attention @ value + by_relation @ relation_value.to(value.dtype)
-        mixed = self.output(mixed.transpose(1, 2).flatten(2))
-        return self.feed_forward(regions + self.dropout(mixed))
-
-
-class HamLearningSemanticEncoder(nn.Module):
-    """Meaning of the regions: their visual feature in the word space, their label's words, and the scene as context."""
-
-    def __init__(self, config: HamLearningConfig, embedding_size: int):
-        super().__init__()
-        self.to_words = nn.Linear(config.fusion_size, embedding_size)
-        self.label_norm = nn.LayerNorm(embedding_size)
-        self.from_words = nn.Linear(embedding_size, config.fusion_size)
-        self.norm = nn.LayerNorm(config.fusion_size)
-        self.layer = HamLearningTransformerLayer(config)
-
-    def forward(self, regions: Tensor, labels: Tensor, label_mask: Tensor, cells: Tensor, region_mask: Tensor) -> Tensor:
-        """regions (B, K, d), label embeddings (B, K, T, E) with mask (B, K, T), cells (B, G, d) → (B, K, d)."""
-        mask = label_mask[..., None].to(labels.dtype)
-        label = (labels * mask).sum(2) / mask.sum(2).clamp(min=1)
-        # A region without a label adds 0; the norm's bias would otherwise leak in.
-        label = self.label_norm(label) * label_mask.any(2)[..., None]
-        meaning = self.norm(self.from_words(self.to_words(regions) + label))
-        scene = cells.mean(dim=1, keepdim=True)
-        context = torch.cat([meaning, scene], dim=1)
-        context_mask = torch.cat([region_mask, region_mask.new_ones(region_mask.shape[0], 1)], dim=1)
-        return self.layer(meaning, context, context_mask)[0]
 
 
 # Stage 2: dynamic text-image relevance
