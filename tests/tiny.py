@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -16,6 +17,8 @@ SENTENCES = [
     "a person with a trophy, a bridge, a harbour and two dogs",
     "New York Knicks' game #NBA @joe https://t.co/abc 2017",
 ]
+# A longer one is split.
+LONGEST_WORD = 7
 FAMILIES = ("bert", "roberta", "xlm-roberta", "deberta-v2", "modernbert")
 
 
@@ -30,11 +33,14 @@ def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
 
 
 def _bert() -> PreTrainedTokenizerFast:
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    # Not trained: a trainer gives other ids in every process, and so every process another model.
+    letters = sorted(set("".join(SENTENCES)) - {" "})
+    words = sorted({word for sentence in SENTENCES for word in sentence.split() if 1 < len(word) <= LONGEST_WORD})
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters), *words]
+    raw = Tokenizer(models.WordPiece({token: index for index, token in enumerate(tokens)}, unk_token="[UNK]"))
+    raw.add_special_tokens(tokens[:5])
     raw.normalizer = normalizers.BertNormalizer(lowercase=False)
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    raw.train_from_iterator(SENTENCES, trainers.WordPieceTrainer(vocab_size=200, special_tokens=special))
     raw.decoder = decoders.WordPiece()
     raw.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
@@ -72,6 +78,10 @@ def _unigram(family: str) -> PreTrainedTokenizerFast:
     raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     raw.decoder = decoders.Metaspace()
     raw.train_from_iterator(SENTENCES, trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>"))
+    # The trainer orders tokens of equal score by chance.
+    pieces = json.loads(raw.to_str())["model"]["vocab"]
+    ordered = pieces[: len(special)] + sorted(pieces[len(special) :])
+    raw.model = models.Unigram([(piece, score) for piece, score in ordered], unk_id=special.index("<unk>"))
     raw.post_processor = processors.TemplateProcessing(
         single=f"{first} $A {last}", pair=f"{first} $A {last} $B {last}", special_tokens=[(first, 1), (last, 2)]
     )
