@@ -2,6 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 LOWEST := .venv-lowest
 BIN := $(VENV)/bin
+# Two processes, of one thread each so that they do not hinder each other. A file's tests stay together, because they share what
+# is costly to make.
+TESTS := -m pytest --numprocesses 2 --dist loadfile --durations=15
 
 .DEFAULT_GOAL := help
 .PHONY: help demo space test test-slow test-lowest lint bench
@@ -38,13 +41,13 @@ lint: $(VENV)/.installed ## ruff check, format check, spelling, types
 	$(BIN)/mypy
 
 test: lint ## everything that has to hold, in minutes
-	$(BIN)/python -m pytest --durations=15 $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python $(TESTS) $(PYTEST)
 
 test-slow: $(VENV)/.installed ## what takes longer
 	$(BIN)/python -m pytest -m slow --durations=15 $(PYTEST)
 
 test-lowest: $(LOWEST)/.installed ## the tests with every lower bound of setup.py installed exactly
-	$(LOWEST)/bin/python -m pytest --durations=15 $(PYTEST)
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(TESTS) $(PYTEST)
 
 bench: $(VENV)/.installed ## what the model costs above its two encoders (BENCH="--rounds 5 …" for options)
 	$(BIN)/python -m benchmarks.speed $(BENCH)

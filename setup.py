@@ -54,6 +54,7 @@ DEV = [
     "packaging>=25.0",
     "pre-commit>=4.0",
     "pytest>=9.2",
+    "pytest-xdist>=3.8",
     "ruff>=0.17",
     "selenium>=4.51",
     "setuptools>=77",
