@@ -14,6 +14,9 @@ from transformers import BertConfig
 from tests.tiny import tiny_tokenizer
 from tests.tiny_model import LABELS, saved_tiny_model
 
+# Ray's workers give way to all else that runs, so that on a busy machine the tests would wait for them.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 
 def _is_local(host: str) -> bool:
     try:

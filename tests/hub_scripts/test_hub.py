@@ -228,7 +228,7 @@ def fault_lost_constraints(folder):
 
 def fault_import_of_ours(folder):
     path = folder / "modeling_hamlearning.py"
-    path.write_text(path.read_text().replace("from .relations import", "from modeling_hamlearning.relations import"))
+    path.write_text(path.read_text().replace("from .crf import", "from modeling_hamlearning.crf import"))
 
 
 def fault_no_processor(folder):
