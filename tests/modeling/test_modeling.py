@@ -362,6 +362,17 @@ def test_constraints_follow_the_labels_in_another_order(tmp_path, order, caplog)
     assert "trained for other labels" in caplog.text and f"{LABELS[1]} → {names[1]}" in caplog.text
 
 
+def test_decoding_follows_the_labels_that_the_config_has_now():
+    """Also of scores that were computed before the labels were exchanged."""
+    model, batch = tiny_model(), random_batch()
+    with torch.no_grad():
+        outputs = model(**batch)
+    outputs.logits[..., 0] += 100  # O before, I-LOC now
+    model.config.id2label = dict(enumerate(reversed(LABELS)))
+    first = [model.config.id2label[path[0]] for path in model.decode(outputs, batch["word_mask"])]
+    assert first == ["B-LOC"] * len(first)
+
+
 def test_labels_as_trained_are_no_reason_to_warn(tmp_path, caplog):
     tiny_model().save_pretrained(tmp_path)
     logging.enable_propagation()
