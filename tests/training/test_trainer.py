@@ -152,6 +152,13 @@ def test_several_evaluation_sets(make_trainer):
     make_trainer(text_rows(8), sets, metric_for_best_model="second_f1", **best)
 
 
+def test_arguments_that_were_changed_later_are_checked_before_training(make_trainer):
+    trainer = make_trainer(text_rows(2))
+    trainer.args.label_smoothing_factor = 0.1
+    with pytest.raises(ValueError, match="label_smoothing_factor"):
+        MnerTrainer(model=trainer.model, args=trainer.args, processing_class=trainer.processing_class)
+
+
 def test_other_arguments_than_ours_and_no_processor_are_refused(tmp_path):
     from transformers import TrainingArguments
 
