@@ -12,6 +12,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from PIL import Image
 from torch import nn
+from transformers.trainer_utils import HubStrategy
 
 from mner_data.synthetic_posts import synthetic_dataset
 from processors import HamLearningImageProcessor, HamLearningProcessor
@@ -242,7 +243,10 @@ def test_a_push_has_what_a_model_repo_needs_and_nothing_else(make_trainer, monke
     names = pushed["user/tiny"]
     assert {"model.safetensors", "config.json", "processor_config.json", "README.md", "crf.py", "reference.json"} <= names
     assert not names & {"predictions.txt", ".env", "notes.md", "trainer_state.json"}
+    pushed.clear()
+    trainer.args.hub_strategy = HubStrategy.EVERY_SAVE  # after the arguments were checked
     trainer._push_from_checkpoint(str(folder))  # during training: nothing
+    assert not pushed and not (folder / "training_args.bin").exists()
 
 
 def test_images_are_counted_over_the_workers_of_a_loader(make_trainer, tmp_path):
