@@ -313,6 +313,16 @@ def test_the_repo_sees_neither_token_nor_home(copy, tmp_path):
     assert '"token": false' in seen or "code ran isolated" in table.stdout and "skipped code ran isolated" in table.stdout
 
 
+def test_a_detector_that_the_repo_names_is_fetched_without_the_token(copy, tmp_path, monkeypatch):
+    """With it, a repo could name a private repo of the user and read it."""
+    asked = {}
+    monkeypatch.setattr("hub_scripts.verify_repo.snapshot_download", lambda name, **options: asked.update({name: options}))
+    detection = {"name": "object-detection", "model": "user/private"}
+    edit_json(copy / "processor_config.json", region_config={"name": "joined", "extractors": ["grid", detection]})
+    _prepare_room(copy, tmp_path / "room")
+    assert {name: options.get("token") for name, options in asked.items()} == {"user/private": False}
+
+
 def test_a_forged_report_does_not_pass(repo, tmp_path):
     """Verdicts are made of entities and tensors: a repo that only says that all is well fails."""
     report = {name: {"value": "fine"} for name in ("config", "processor")}

@@ -33,6 +33,13 @@ def test_every_suffix_is_found_in_every_case(suffix, spell, tmp_path):
     assert folder.find("a") is None and folder.find("b") is None
 
 
+@pytest.mark.parametrize(
+    "suffix", [".jpg", ".JPG", ".jpeg", ".jfif", ".png", ".PNG", ".webp", ".gif", ".bmp", ".tif", ".TIFF", ".avif"]
+)
+def test_the_usual_suffixes_are_among_those_that_are_found(suffix, tmp_path):
+    assert ImageFolder(tmp_path).find(touch(tmp_path / f"16_05_01_6{suffix}").stem) == tmp_path / f"16_05_01_6{suffix}"
+
+
 def test_every_suffix_is_one_that_is_read(tmp_path):
     """`.jfif` and `.mpo` are JPEG; the others are named after their format."""
     image = Image.new("RGB", (9, 9))

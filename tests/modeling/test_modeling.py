@@ -362,6 +362,17 @@ def test_constraints_follow_the_labels_in_another_order(tmp_path, order, caplog)
     assert "trained for other labels" in caplog.text and f"{LABELS[1]} → {names[1]}" in caplog.text
 
 
+def test_decoding_follows_the_labels_that_the_config_has_now():
+    """Also of scores that were computed before the labels were exchanged."""
+    model, batch = tiny_model(), random_batch()
+    with torch.no_grad():
+        outputs = model(**batch)
+    outputs.logits[..., 0] += 100  # O before, I-LOC now
+    model.config.id2label = dict(enumerate(reversed(LABELS)))
+    first = [model.config.id2label[path[0]] for path in model.decode(outputs, batch["word_mask"])]
+    assert first == ["B-LOC"] * len(first)
+
+
 def test_labels_as_trained_are_no_reason_to_warn(tmp_path, caplog):
     tiny_model().save_pretrained(tmp_path)
     logging.enable_propagation()
@@ -402,6 +413,33 @@ def test_peft_for_token_classification():
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(task_type="TOKEN_CLS", target_modules=r".*text_encoder.*\.(query|value)", r=2)
     peft.get_peft_model(tiny_model(), config)(**random_batch()).loss.backward()
+
+
+class IntegerLinear(torch.nn.Module):
+    """A linear layer as quantizers leave it: its weight is of integers, its inputs are not."""
+
+    def __init__(self, linear: torch.nn.Linear):
+        super().__init__()
+        self.scale, self.bias = float(linear.weight.detach().abs().max()) / 127, linear.bias
+        self.weight = torch.nn.Parameter((linear.weight.detach() / self.scale).round().to(torch.int8), requires_grad=False)
+
+    def forward(self, inputs):
+        assert inputs.is_floating_point(), f"expected floats, got {inputs.dtype}"
+        return torch.nn.functional.linear(inputs, self.weight.to(inputs.dtype) * self.scale, self.bias)
+
+
+def test_no_input_is_cast_to_the_type_of_a_quantized_weight():
+    """With bitsandbytes itself: the next test, where it is installed."""
+    model, batch = tiny_model(), random_batch()
+    with torch.no_grad():
+        expected = model(**batch).logits
+        for module in list(model.model.modules()):
+            for name, child in module.named_children():
+                if type(child) is torch.nn.Linear:
+                    setattr(module, name, IntegerLinear(child))
+        logits = model(**batch).logits
+    assert any(isinstance(module, IntegerLinear) for module in model.model.image_branch.modules())
+    assert (logits - expected).abs().mean() < 0.1 * expected.std()
 
 
 @pytest.mark.parametrize("precision", ["load_in_8bit", "load_in_4bit"])

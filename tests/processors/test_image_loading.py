@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from mner_data.synthetic_images import pure_noise
 from processors import HamLearningImageProcessor, ImageError, content_key, load_image, load_reduced
@@ -303,6 +303,14 @@ def test_large_images_are_reduced_and_look_the_same(kind, size):
     pixels = processor(images=[load_image(source), image], return_tensors="pt")["pixel_values"]
     assert (pixels[0] - pixels[1]).abs().max() < 0.15 and (pixels[0] - pixels[1]).abs().mean() < 0.005
     assert load_reduced(source, None)[0].size == load_image(source).size == size
+
+
+def test_a_photo_is_decoded_as_small_as_its_format_allows(monkeypatch):
+    """JPEG has a half, a quarter and an eighth; what is decoded at full size takes the memory before it is reduced."""
+    decoded, load = [], ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: decoded.append(self.size) or load(self))
+    image, size = load_reduced(as_bytes(sample_image((1600, 1200)), "JPEG"), (100, 100))
+    assert decoded[0] == (400, 300) and size == (1200, 1600) and quadrants(image) == ["red", "blue", "blue"]
 
 
 def test_a_turned_image_is_reduced_by_its_upright_sides():

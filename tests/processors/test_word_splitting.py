@@ -43,6 +43,11 @@ LINKS = {
     "https://ru.wikipedia.org/wiki/Москва!": ["https://ru.wikipedia.org/wiki/Москва", "!"],
     "http://a.org,http://b.org/http://c.org": ["http://a.org", ",", "http://b.org/http://c.org"],
     "http:// x": ["http", ":", "/", "/", "x"],
+    "https://t.co/abcПривет https://t.co/abcé": ["https://t.co/abc", "Привет", "https://t.co/abc", "é"],
+    "https://x.org/a😀Paris https://x.org/a—b": ["https://x.org/a", "😀", "Paris", "https://x.org/a", "—", "b"],
+    "https://x.org/a、b https://x.org/a）": ["https://x.org/a", "、", "b", "https://x.org/a", "）"],
+    'https://x.org/a"b https://x.org/a>': ["https://x.org/a", '"', "b", "https://x.org/a", ">"],
+    "https://x.org/a… https://x.org/a“b”": ["https://x.org/a", "…", "https://x.org/a", "“", "b", "”"],
 }
 
 

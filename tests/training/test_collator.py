@@ -40,6 +40,14 @@ def test_an_image_that_cannot_be_read_is_left_out_and_counted(collator, caplog):
     assert collator.image_counts.tolist() == [2, 1] and "post p0 is read without its image" in caplog.text
 
 
+def test_large_images_are_reduced_and_their_sizes_are_the_originals(collator, monkeypatch):
+    """Four photos of a phone would take hundreds of megabytes before the model's 224 pixels."""
+    seen, encode = [], collator.processor.encode
+    monkeypatch.setattr(collator.processor, "encode", lambda *posts, images: seen.extend(images) or encode(*posts, images=images))
+    batch = collator([row(0, Image.new("RGB", (3000, 2000)))])
+    assert batch["image_sizes"].tolist() == [[2000, 3000]] and max(seen[0].size) < 900
+
+
 def test_half_of_the_latest_images_may_be_unreadable_and_not_more(collator):
     image = Image.new("RGB", (9, 9))
     for place in range(200):

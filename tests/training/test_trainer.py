@@ -12,6 +12,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from PIL import Image
 from torch import nn
+from transformers.trainer_utils import HubStrategy
 
 from mner_data.synthetic_posts import synthetic_dataset
 from processors import HamLearningImageProcessor, HamLearningProcessor
@@ -152,6 +153,13 @@ def test_several_evaluation_sets(make_trainer):
     make_trainer(text_rows(8), sets, metric_for_best_model="second_f1", **best)
 
 
+def test_arguments_that_were_changed_later_are_checked_before_training(make_trainer):
+    trainer = make_trainer(text_rows(2))
+    trainer.args.label_smoothing_factor = 0.1
+    with pytest.raises(ValueError, match="label_smoothing_factor"):
+        MnerTrainer(model=trainer.model, args=trainer.args, processing_class=trainer.processing_class)
+
+
 def test_other_arguments_than_ours_and_no_processor_are_refused(tmp_path):
     from transformers import TrainingArguments
 
@@ -235,7 +243,10 @@ def test_a_push_has_what_a_model_repo_needs_and_nothing_else(make_trainer, monke
     names = pushed["user/tiny"]
     assert {"model.safetensors", "config.json", "processor_config.json", "README.md", "crf.py", "reference.json"} <= names
     assert not names & {"predictions.txt", ".env", "notes.md", "trainer_state.json"}
+    pushed.clear()
+    trainer.args.hub_strategy = HubStrategy.EVERY_SAVE  # after the arguments were checked
     trainer._push_from_checkpoint(str(folder))  # during training: nothing
+    assert not pushed and not (folder / "training_args.bin").exists()
 
 
 def test_images_are_counted_over_the_workers_of_a_loader(make_trainer, tmp_path):
