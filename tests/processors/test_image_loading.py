@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
 import subprocess
 import sys
 import zlib
@@ -158,6 +159,16 @@ def test_values_are_scaled_to_what_the_image_holds(kind):
     assert np.abs(gray_levels(VALUES[kind]()) - RAMP * 255).max() <= 1
 
 
+@pytest.mark.parametrize("kind, values, white", [
+    ("floats in [0, 1]", (RAMP * 0.4).astype(np.float32), 1),
+    ("12 bits", (RAMP * 3000).astype(np.uint16), 4095),
+    ("16 bits", (RAMP * 30_000).astype(np.uint16), 65535),
+])  # fmt: skip
+def test_a_dark_image_stays_dark(kind, values, white):
+    """White is the largest value that the kind can have, not the largest one in the image."""
+    assert np.abs(gray_levels(as_bytes(Image.fromarray(values), "TIFF")) - values / white * 255).max() <= 1
+
+
 def test_values_that_are_not_finite_and_masks_of_zero_and_one():
     values = RAMP.copy()
     values[0, :3] = np.nan, np.inf, -np.inf
@@ -268,6 +279,16 @@ def test_odd_exif_tags_do_not_matter_for_the_turn(kind, odd):
         block[place + 2 : place + 4] = (2).to_bytes(2, order)
     image = load_image(as_bytes(sample_image(), kind, exif=bytes(block)))
     assert image.size == ((40, 60) if odd in ("fraction below zero", "text as a width") else (60, 40))
+
+
+@pytest.mark.parametrize("error", [struct.error, AttributeError, KeyError, SyntaxError])
+def test_an_exif_block_that_cannot_be_read_costs_no_image(error, monkeypatch):
+    def read(_):
+        raise error("odd")
+
+    monkeypatch.setattr("PIL.Image.Image.getexif", read)
+    for kind in ("png", "jpeg"):
+        assert quadrants(load_image(FORMATS[kind]())) == ["red", "blue", "blue"]
 
 
 @pytest.mark.parametrize("error", [AttributeError, KeyError, RecursionError, MemoryError, AssertionError, NotImplementedError])
