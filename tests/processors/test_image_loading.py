@@ -5,7 +5,9 @@ import io
 import struct
 import subprocess
 import sys
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch
 from PIL import Image, ImageFile
 
 from mner_data.synthetic_images import pure_noise
-from processors import HamLearningImageProcessor, ImageError, content_key, load_image, load_reduced
+from processors import HamLearningImageProcessor, ImageError, content_key, image_loading, load_image, load_reduced
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -341,6 +343,25 @@ def test_a_turned_image_is_reduced_by_its_upright_sides():
     stored = as_bytes(upright.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif)
     image, size = load_reduced(stored, (100, 60))
     assert size == (4000, 200) and 120 <= image.width <= 200 and 200 <= image.height < 500
+
+
+def test_large_images_are_decoded_one_after_another(monkeypatch):
+    """However many threads open them; what that saves is measured by the slow test below."""
+    load, running, at_once = ImageFile.ImageFile.load, [], []
+
+    def slow_load(self):
+        running.append(self)
+        at_once.append(len(running))
+        time.sleep(0.02)
+        result = load(self)
+        running.pop()
+        return result
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", slow_load)
+    monkeypatch.setattr(image_loading, "LARGE_PIXELS", 60 * 40 - 1)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(load_image, [PNG] * 4))
+    assert set(at_once) == {1}
 
 
 def png_of_zeros(side: int, color: int, bits: int, channels: int) -> bytes:
