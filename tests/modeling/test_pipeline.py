@@ -130,6 +130,15 @@ def test_a_file_that_occurs_again_is_not_decoded_again(ner, folder, monkeypatch)
     assert len(decoded) == 1
 
 
+def test_large_pictures_are_reduced_while_they_are_opened(ner, monkeypatch):
+    seen, kind = [], type(ner.processor.image_processor)
+    resize = kind.__call__
+    monkeypatch.setattr(kind, "__call__", lambda self, images, **options: seen.extend(images) or resize(self, images, **options))
+    entities = ner({"text": "Jordan in Amazon park", "image": Image.new("RGB", (3000, 2000))}, return_attention=True)
+    assert len(seen) == 1 and max(seen[0].size) < 5 * 64
+    assert max(region["box"]["xmax"] for region in entities[0]["region_attention"]) == 3000, "boxes are the original's"
+
+
 def test_what_is_kept_of_pictures_has_a_bound():
     module = sys.modules[MnerPipeline.__module__]
     cache, images = module.ImageCache(max_entries=3), [module.StreamImage((1, 1), torch.zeros(3, 1, 1)) for _ in range(4)]
