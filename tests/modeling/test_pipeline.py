@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import http.server
+import io
 import json
 import socket
 import subprocess
@@ -490,6 +492,20 @@ def test_rows_as_data_sets_hold_them(ner, folder):
         row = {"tokens": numpy.array(words, dtype=object), "image": held, "boxes": boxes, "box_labels": numpy.array(["dog"])}
         close([ner(row)], [expected])
     assert ner({"text": "other words", "tokens": words, "image": None}) == ner({"text": words})
+
+
+def test_an_image_in_every_form(ner, folder):
+    content = (folder / "photo.png").read_bytes()
+    encoded = base64.b64encode(content).decode()
+    forms = [folder / "photo.png", content, io.BytesIO(content), numpy.asarray(Image.open(folder / "photo.png"))]
+    expected = ner({"text": TEXTS[0], "image": str(folder / "photo.png")})
+    for image in [*forms, encoded, f"data:image/png;base64,{encoded}"]:
+        close([ner({"text": TEXTS[0], "image": image})], [expected])
+    for image in ("x" * 300, f"/tmp/{'x' * 300}/a.png", "data:image/png;base64,!!!", b"\xff\xd8\xff"):
+        with pytest.raises(
+            ValueError, match="^post 1, field image: (there is no file|expected base64|is not an image|is broken)"
+        ):
+            ner(["fine", {"text": TEXTS[0], "image": image}])
 
 
 def test_fields_that_are_not_read_are_named_once(ner, monkeypatch):
