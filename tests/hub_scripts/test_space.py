@@ -421,8 +421,9 @@ def test_no_input_takes_an_address_or_a_path(page, where):
         inputs[position] = file
         is_tagged, answer = call(page, "tag", *inputs)
         assert not is_tagged and "hostname" not in str(answer)
-        assert not where.startswith("http") or "not fetched" in answer
-    assert not call(page, "load_example", file)[0]
+        assert not where.startswith("http") or "not fetched" in str(answer)
+    is_loaded, answer = call(page, "load_example", file)
+    assert not is_loaded and (not where.startswith("http") or "not fetched" in str(answer))
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import http.server
+import io
 import json
 import socket
 import subprocess
@@ -128,6 +130,15 @@ def test_a_file_that_occurs_again_is_not_decoded_again(ner, folder, monkeypatch)
     decoded.clear()
     close(ner(stream, batch_size=2, num_workers=1), expected)
     assert len(decoded) == 1
+
+
+def test_large_pictures_are_reduced_while_they_are_opened(ner, monkeypatch):
+    seen, kind = [], type(ner.processor.image_processor)
+    resize = kind.__call__
+    monkeypatch.setattr(kind, "__call__", lambda self, images, **options: seen.extend(images) or resize(self, images, **options))
+    entities = ner({"text": "Jordan in Amazon park", "image": Image.new("RGB", (3000, 2000))}, return_attention=True)
+    assert len(seen) == 1 and max(seen[0].size) < 5 * 64
+    assert max(region["box"]["xmax"] for region in entities[0]["region_attention"]) == 3000, "boxes are the original's"
 
 
 def test_what_is_kept_of_pictures_has_a_bound():
@@ -481,6 +492,20 @@ def test_rows_as_data_sets_hold_them(ner, folder):
         row = {"tokens": numpy.array(words, dtype=object), "image": held, "boxes": boxes, "box_labels": numpy.array(["dog"])}
         close([ner(row)], [expected])
     assert ner({"text": "other words", "tokens": words, "image": None}) == ner({"text": words})
+
+
+def test_an_image_in_every_form(ner, folder):
+    content = (folder / "photo.png").read_bytes()
+    encoded = base64.b64encode(content).decode()
+    forms = [folder / "photo.png", content, io.BytesIO(content), numpy.asarray(Image.open(folder / "photo.png"))]
+    expected = ner({"text": TEXTS[0], "image": str(folder / "photo.png")})
+    for image in [*forms, encoded, f"data:image/png;base64,{encoded}"]:
+        close([ner({"text": TEXTS[0], "image": image})], [expected])
+    for image in ("x" * 300, f"/tmp/{'x' * 300}/a.png", "data:image/png;base64,!!!", b"\xff\xd8\xff"):
+        with pytest.raises(
+            ValueError, match="^post 1, field image: (there is no file|expected base64|is not an image|is broken)"
+        ):
+            ner(["fine", {"text": TEXTS[0], "image": image}])
 
 
 def test_fields_that_are_not_read_are_named_once(ner, monkeypatch):

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
 import subprocess
 import sys
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ import torch
 from PIL import Image, ImageFile
 
 from mner_data.synthetic_images import pure_noise
-from processors import HamLearningImageProcessor, ImageError, content_key, load_image, load_reduced
+from processors import HamLearningImageProcessor, ImageError, content_key, image_loading, load_image, load_reduced
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -158,6 +161,16 @@ def test_values_are_scaled_to_what_the_image_holds(kind):
     assert np.abs(gray_levels(VALUES[kind]()) - RAMP * 255).max() <= 1
 
 
+@pytest.mark.parametrize("kind, values, white", [
+    ("floats in [0, 1]", (RAMP * 0.4).astype(np.float32), 1),
+    ("12 bits", (RAMP * 3000).astype(np.uint16), 4095),
+    ("16 bits", (RAMP * 30_000).astype(np.uint16), 65535),
+])  # fmt: skip
+def test_a_dark_image_stays_dark(kind, values, white):
+    """White is the largest value that the kind can have, not the largest one in the image."""
+    assert np.abs(gray_levels(as_bytes(Image.fromarray(values), "TIFF")) - values / white * 255).max() <= 1
+
+
 def test_values_that_are_not_finite_and_masks_of_zero_and_one():
     values = RAMP.copy()
     values[0, :3] = np.nan, np.inf, -np.inf
@@ -270,6 +283,16 @@ def test_odd_exif_tags_do_not_matter_for_the_turn(kind, odd):
     assert image.size == ((40, 60) if odd in ("fraction below zero", "text as a width") else (60, 40))
 
 
+@pytest.mark.parametrize("error", [struct.error, AttributeError, KeyError, SyntaxError])
+def test_an_exif_block_that_cannot_be_read_costs_no_image(error, monkeypatch):
+    def read(_):
+        raise error("odd")
+
+    monkeypatch.setattr("PIL.Image.Image.getexif", read)
+    for kind in ("png", "jpeg"):
+        assert quadrants(load_image(FORMATS[kind]())) == ["red", "blue", "blue"]
+
+
 @pytest.mark.parametrize("error", [AttributeError, KeyError, RecursionError, MemoryError, AssertionError, NotImplementedError])
 def test_any_error_of_a_decoder_is_an_image_error(error, monkeypatch):
     def load(*_):
@@ -320,6 +343,25 @@ def test_a_turned_image_is_reduced_by_its_upright_sides():
     stored = as_bytes(upright.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif)
     image, size = load_reduced(stored, (100, 60))
     assert size == (4000, 200) and 120 <= image.width <= 200 and 200 <= image.height < 500
+
+
+def test_large_images_are_decoded_one_after_another(monkeypatch):
+    """However many threads open them; what that saves is measured by the slow test below."""
+    load, running, at_once = ImageFile.ImageFile.load, [], []
+
+    def slow_load(self):
+        running.append(self)
+        at_once.append(len(running))
+        time.sleep(0.02)
+        result = load(self)
+        running.pop()
+        return result
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", slow_load)
+    monkeypatch.setattr(image_loading, "LARGE_PIXELS", 60 * 40 - 1)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(load_image, [PNG] * 4))
+    assert set(at_once) == {1}
 
 
 def png_of_zeros(side: int, color: int, bits: int, channels: int) -> bytes:
