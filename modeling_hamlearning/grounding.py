@@ -13,6 +13,8 @@ from .configuration_hamlearning import HamLearningConfig
 # A region is right from this intersection over union with one of the entity's boxes on. One that misses by little is neither
 # right nor wrong in training.
 MIN_IOU, NEAR_IOU = 0.5, 0.3
+# More than elsewhere in the model: few entities are annotated, and the head would learn them by heart.
+DROPOUT = 0.3
 # Of a region that is not there. Its exponential is exactly 0, and fp16 holds it.
 ABSENT_SCORE = -1e4
 # In place of the overlaps of an entity that nobody looked for in the image.
@@ -33,18 +35,19 @@ class HamLearningGrounding(nn.Module):
         self.inner = nn.ModuleList(nn.Linear(size, size) for _ in config.levels)
         self.not_shown = nn.Embedding(1, size)
         self.outer = nn.Linear(size, size)
-        self.dropout = nn.Dropout(config.fusion_dropout)
+        self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, words: Tensor, memories: dict[str, tuple[Tensor, Tensor]], region_mask: Tensor) -> Tensor:
         """Refined words (B, W, d), each level's memory and its mask, region mask (B, K) → scores (B, W, K + 1)."""
         layers = zip(memories.items(), self.norms, self.inner, strict=True)
-        levels = {level: inner(norm(memory)) for (level, (memory, _)), norm, inner in layers}
+        levels = {level: inner(self.dropout(norm(memory))) for (level, (memory, _)), norm, inner in layers}
         # The scene takes the place of a region's look: what is not shown depends on what else is.
         scene = levels.pop("global").mean(1, keepdim=True) if "global" in levels else 0
         not_shown = (self.not_shown.weight + scene).expand(len(words), 1, -1)
         regions = torch.cat([sum(levels.values()), not_shown.to(words.dtype)], dim=1)
         regions = self.outer(self.dropout(nn.functional.gelu(regions)))
-        words = self.word_outer(self.dropout(nn.functional.gelu(self.word_inner(self.word_norm(words)))))
+        words = nn.functional.gelu(self.word_inner(self.dropout(self.word_norm(words))))
+        words = self.word_outer(self.dropout(words))
         scores = words @ regions.transpose(1, 2) * words.shape[-1] ** -0.5
         return scores.masked_fill(~nn.functional.pad(region_mask, (0, 1), value=True)[:, None], ABSENT_SCORE)
 

@@ -56,7 +56,11 @@ def test_other_encodings_are_refused_with_the_right_advice(tmp_path):
             read_conll(write(tmp_path / "a.txt", content))
 
 
-@pytest.mark.parametrize("content", [gzip.compress(CONLL.encode())[:-12], b"\x1f\x8bnot gzip", gzip.compress(b"x" * 99)[:20]])
+@pytest.mark.parametrize(
+    "content",
+    [gzip.compress(CONLL.encode())[:-12], b"\x1f\x8bnot gzip", gzip.compress(b"x" * 99)[:20]],
+    ids=["cut at its end", "only a beginning", "cut early"],
+)
 def test_a_broken_gzip_file_is_named(content, tmp_path):
     with pytest.raises(DataError, match=r"a\.txt\.gz: the gzip file is broken"):
         read_conll(write(tmp_path / "a.txt.gz", content))
