@@ -113,7 +113,7 @@ def grounding_of_rules(
     Returns:
         `region_recall`: the share of the shown entities that any of their post's regions shows (IoU of 0.5 or more). By name of
         the rule the [`grounding_scores`], and how many of the entities with the right span are right of those that are
-        `shown` and of those `not_shown`.
+        `shown` and of those `not_shown`; `None` where there are none.
     """
     labels = dataset_labels(rows)
     predictions: list[list[str]] = []
@@ -145,7 +145,8 @@ def grounding_of_rules(
         }
         for name, is_wanted in (("shown", bool), ("not_shown", lambda boxes: boxes == [])):
             only = [boxes and [item if is_wanted(item) else None for item in boxes] for boxes in rows["entity_boxes"]]
-            scores[rule][name] = _grounding(references, predictions, only, rule_regions)["grounding_accuracy"]
+            counted = _grounding(references, predictions, only, rule_regions)
+            scores[rule][name] = counted["grounding_accuracy"] if counted["grounding_accuracy_total"] else None
     return scores
 
 

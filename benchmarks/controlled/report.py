@@ -65,6 +65,11 @@ EVIDENCE = {
     "figure1b": "the image for one name, the words for the other",
 }
 ONE_ROUND, ONE_ROUND_NO_RELATIONS = SWITCHED_OFF["iterations"]
+RULES = {
+    "whole image": "the whole image",
+    "never shown": "never shown",
+    "person": "the largest person for a PER, else the whole image",
+}
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#56B4E9")
 Runs = list[dict[str, Any]]
 
@@ -124,13 +129,14 @@ def document_tables(runs: Runs) -> dict[str, str]:
         "paintings": _paintings_table(_select(runs, "paintings")),
         "phototweets": _phototweets_table(_select(runs, "phototweets")),
         "phototweets-differences": _differences_table(_select(runs, "phototweets")),
+        "grounding": _grounding_table(_select(runs, "grounding")),
         "provenance": provenance(runs),
     }
 
 
-def spread(values: Iterable[float], scale: float = 100, digits: int = 2) -> str:
-    """Mean ± standard deviation of the values times `scale`; – without values."""
-    values = list(values)
+def spread(values: Iterable[float | None], scale: float = 100, digits: int = 2) -> str:
+    """Mean ± standard deviation of the values times `scale`, without those that are `None`; – without values."""
+    values = [value for value in values if value is not None]
     if not values:
         return "–"
     deviation = f" ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
@@ -404,6 +410,21 @@ def _differences_table(runs: Runs) -> str:
         difference, low, high = (100 * value for value in paired_bootstrap(other, counts))
         lines.append([name, f"{difference:+.1f}", f"{low:+.1f} to {high:+.1f}"])
     return markdown_table([f"points of F1, the same posts, {len(seeds)} seeds", "mean", "95 % interval"], lines)
+
+
+def _grounding_table(runs: Runs) -> str:
+    """Every model's regions, and on real photos those of the rules for the entities of the first model."""
+    lines = []
+    for (data, model), group in _group(runs).items():
+        rules = ("model",) if data != "phototweets" or model != FULL else ("model", *RULES)
+        for rule in rules:
+            scores = [run["measures"][rule] for run in group]
+            f1 = spread((next(iter(run["scores"].values()))["f1"] for run in group), digits=1) if rule == "model" else "–"
+            names = ("grounding_accuracy", "shown", "not_shown", "gmner_f1", "eeg_f1")
+            cells = [spread((score[name] for score in scores), digits=1) for name in names]
+            lines.append([data, model if rule == "model" else f"rule: {RULES[rule]}", str(len(group)), f1, *cells])
+    header = ["posts", "regions of", "seeds", "F1", "grounding accuracy given the right span", "of those shown"]
+    return markdown_table([*header, "of those not shown", "GMNER F1", "EEG F1"], lines)
 
 
 # Plots
