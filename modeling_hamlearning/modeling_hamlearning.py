@@ -44,7 +44,7 @@ INPUTS = (
 
 # BERT's initial standard deviation of a classifier.
 CLASSIFIER_STD = 0.02
-# Relevance starts at 0.88: the image side has to learn before it can be judged.
+# Relevance starts at 0.88: the image branch has to learn before it can be judged.
 INITIAL_RELEVANCE_LOGIT = 2.0
 # CLIP starts at 14: a cosine of two unrelated vectors of width 256 is seldom above 0.15.
 INITIAL_RELEVANCE_LOG_SCALE = math.log(10.0)
@@ -91,7 +91,7 @@ class HamLearningTokenClassifierOutput(ModelOutput):
     grounding_scores: Tensor | None = None
 
 
-# Stage 1: intra-modality representation; its image side is in image_levels.py
+# Stage 1: intra-modality representation; the image's levels are in image_levels.py
 
 
 class HamLearningWordPooling(nn.Module):
@@ -270,7 +270,7 @@ class HamLearningImageBranch(nn.Module):
             if self.config.use_relevance:
                 judged = self.relevance[index](sentence[:, None], memory, mask).squeeze(1).sigmoid()
                 # Where matching teaches relevance, the tagging loss does not: it would close every level before the image
-                # side has learned to read it.
+                # branch has learned to read it.
                 judged = judged.detach() if self.config.relevance_loss_weight > 0 else judged
                 level_relevance = judged * level_relevance
             relevance[:, LEVELS.index(level)] = level_relevance.to(relevance.dtype)
