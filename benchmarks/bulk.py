@@ -26,6 +26,8 @@ import pyarrow.parquet as pq
 from mner_data.readers import read_conll
 from mner_data.synthetic_posts import synthetic_dataset
 
+from .controlled.experiments import data_folder
+
 ROOT = Path(__file__).resolve().parents[1]
 SYNTHETIC, SEED, ROWS_PER_FILE, SAMPLE_SECONDS = 400, 11, 10_000, 5
 ONE_BROKEN_IN = 50
@@ -106,7 +108,7 @@ def main():
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--output", default="outputs/bulk", help="folder for the input, the results and memory.json")
     options = parser.parse_args()
-    real = read_conll(Path(os.environ["HAMLEARNING_DATA"], "twitter2017", "train.txt"))
+    real = read_conll(data_folder() / "twitter2017" / "train.txt")
     folder = Path(options.output).resolve()
     shutil.rmtree(folder, ignore_errors=True)
     write(folder / "input", options.posts, real)

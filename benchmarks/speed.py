@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import resource
 import shutil
@@ -44,6 +43,7 @@ from modeling_hamlearning import (
 from processors import HamLearningProcessor
 from training.metric import pipeline_f1
 
+from .controlled.experiments import data_folder
 from .speed_pipeline import PHOTO_SIZES, latency, memory, peer, photo_files, photos, real_batches, streams
 from .timing import (
     BATCH_SIZE,
@@ -271,7 +271,7 @@ def onnx(device: str, rounds: int, trained_model: str | None = None) -> dict[str
                 if name != "eager":
                     found[f"{name} / eager, {what}, posts a second"] = ratio(taken, "eager", name)
         if trained_model is not None:
-            data = Path(os.environ["HAMLEARNING_DATA"])
+            data = data_folder()
             models = _exported(trained_model, f"{scratch}/trained", data / "phototweets" / "images")
             processor = HamLearningProcessor.from_pretrained(trained_model, trust_remote_code=True)
             for name in ("phototweets", "twitter2017", "twitter2015"):

@@ -122,9 +122,11 @@ class PostSource:
     column_names: Mapping[str, str] = field(default_factory=dict)
 
     def read(self) -> ray.data.Dataset:
+        """The posts as Ray reads them, a block for each part."""
         return ray.data.read_datasource(ArrowDatasource(self.parts), override_num_blocks=len(self.parts))
 
     def ids(self) -> pa.ChunkedArray:
+        """The ids of all posts, read here."""
         tables = [table.select(["id"]) for part in self.parts for table in part(ids_only=True)]
         return pa.concat_tables(tables)["id"] if tables else pa.chunked_array([], pa.string())
 
@@ -230,6 +232,7 @@ def folder_fingerprint(folder: Path, skipped: Iterable[Path] = ()) -> tuple[str,
 
 
 def fingerprint_of(*parts: Any) -> str:
+    """A hash of values that JSON can hold."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -14,10 +14,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
-from onnxruntime.quantization import CalibrationDataReader, QuantType, quant_pre_process, quantize_dynamic, quantize_static
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from torch import Tensor, nn
 from torch.export import Dim
 from tqdm.auto import tqdm
@@ -33,6 +30,13 @@ from modeling_hamlearning import (
 from modeling_hamlearning.grounding import ABSENT_SCORE
 from modeling_hamlearning.onnx_hamlearning import TAGGER_FILE, VISION_FILE
 from processors import HamLearningProcessor
+
+try:
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quant_pre_process, quantize_dynamic, quantize_static
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+except ImportError as error:
+    raise SystemExit(f"export_onnx needs the extra onnx ({error}): pip install 'hamlearning[onnx]'") from error
 
 OPSET = 20
 # How many numbers along a matrix row share one scale, and onnxruntime's code for 8-bit by 8-bit products.

@@ -71,7 +71,7 @@ def load_splits(
     Args:
         data_path: a label file of any form that `readers` has, a folder with train.txt, valid.txt (or dev.txt) and test.txt,
             or the same in another form; a parquet file, a folder saved by `datasets`, or the name of a data set on the Hub.
-        image_dir: folder of the images, for label files; by default `images` beside the files, if there is one.
+        image_dir: folder of the images, for label files; by default what `default_image_dir` finds beside them.
         regions_file: JSONL with the posts' regions, for label files; by default `regions.jsonl` beside them, if there is one.
         label_scheme: one of `label_schemes.SCHEMES`; by default it is recognised. The labels of the result are BIO.
         entity_boxes: JSONL or a folder of XML with the boxes of the entities, for label files; by default what
@@ -193,6 +193,9 @@ def dataset_of_posts(
     A post whose image is missing or unreadable is kept without it; how many there are, and which, is logged.
 
     Args:
+        posts: with BIO labels.
+        image_dir: folder of the images, which are found by the post's `image` or, if it has none, by its `id`.
+        regions_file: JSONL with the posts' regions.
         label_dir: folder of the label file. A post's `image` may be a path relative to it.
         entity_boxes: JSONL or a folder of XML with the boxes of the entities.
 

@@ -79,17 +79,18 @@ class HamLearningConfig(PreTrainedConfig):
         self.fusion_intermediate_size = self.fusion_intermediate_size or 2 * self.fusion_size
         if self.fusion_size % self.fusion_attention_heads:
             raise ValueError(
-                f"fusion_size {self.fusion_size} must be a multiple of fusion_attention_heads {self.fusion_attention_heads}"
+                f"fusion_size: expected a multiple of fusion_attention_heads ({self.fusion_attention_heads}), "
+                f"got {self.fusion_size}"
             )
         if self.num_iterations < 1:
-            raise ValueError(f"num_iterations must be at least 1, got {self.num_iterations}")
+            raise ValueError(f"num_iterations: expected a whole number of at least 1, got {self.num_iterations}")
         if not 0 <= self.min_entity_score < 1:
-            raise ValueError(f"min_entity_score is a probability below 1, got {self.min_entity_score}")
+            raise ValueError(f"min_entity_score: expected a probability from 0 to below 1, got {self.min_entity_score}")
         if not 0 <= self.image_dropout <= 1:
             raise ValueError(f"image_dropout: expected a share from 0 to 1, got {self.image_dropout}")
         for name in ("relevance_loss_weight", "grounding_loss_weight"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         # Saving a model names only the class that is saved: a repo is to load as any of them, and as a pipeline.
         self.auto_map = {"AutoModel": "modeling_hamlearning.HamLearningModel"} | (kwargs.pop("auto_map", None) or {})
         self.custom_pipelines = kwargs.pop("custom_pipelines", None) or {
@@ -114,6 +115,7 @@ class HamLearningConfig(PreTrainedConfig):
 
     @property
     def label_names(self) -> list[str]:
+        """The labels in the order of their ids."""
         return [self.id2label[index] for index in range(len(self.id2label))]
 
 

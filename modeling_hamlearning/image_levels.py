@@ -1,6 +1,6 @@
 """Stage 1, the image at four levels: scene, objects, their relations, their meaning.
 
-Shapes as in `modeling_hamlearning.py`.
+Shapes as in `modeling_hamlearning.py`; C channels of the backbone, E width of the text encoder's word vectors.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class HamLearningImageEmbeddings(nn.Module):
 
     @staticmethod
     def cell_boxes(rows: int, columns: int, device: torch.device) -> Tensor:
+        """The grid's cells as boxes, row by row: (G, 4) in [0, 1]."""
         y, x = torch.meshgrid(
             torch.arange(rows, device=device) / rows, torch.arange(columns, device=device) / columns, indexing="ij"
         )

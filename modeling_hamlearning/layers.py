@@ -1,4 +1,7 @@
-"""Layers that the stages share."""
+"""Layers that the stages share.
+
+Shapes: B posts, Q queries or vectors of one modality, C vectors of the context, d width of stages 2 and 3.
+"""
 
 from __future__ import annotations
 
@@ -68,6 +71,7 @@ class HamLearningFeedForward(nn.Module):
         self.dropout = nn.Dropout(config.fusion_dropout)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(B, Q, d) → (B, Q, d)."""
         return hidden + self.dropout(self.outer(nn.functional.gelu(self.inner(self.norm(hidden)))))
 
 
@@ -90,5 +94,6 @@ class HamLearningTransformerLayer(GradientCheckpointingLayer):
         weight: Tensor | None = None,
         return_attention: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
+        """hidden (B, Q, d) and a context → (B, Q, d) and the attention, as in [`HamLearningAttention`]."""
         mixed, attention = self.attention(self.norm(hidden), self.context_norm(context), context_mask, weight, return_attention)
         return self.feed_forward(hidden + self.dropout(mixed)), attention

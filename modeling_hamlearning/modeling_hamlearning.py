@@ -35,6 +35,8 @@ from .layers import HamLearningAttention, HamLearningTransformerLayer
 from .pipeline_mner import MnerPipeline  # noqa: F401  (re-saving a loaded model copies only what modeling imports)
 
 logger = logging.get_logger(__name__)
+# Arguments of `from_pretrained` that say where on the Hub the files lie, and how they are fetched.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 INPUTS = (
     "call the model with what HamLearningProcessor returns, and tag posts with "
     'pipeline("mner", …), not pipeline("token-classification", …)'
@@ -42,7 +44,7 @@ INPUTS = (
 
 # BERT's initial standard deviation of a classifier.
 CLASSIFIER_STD = 0.02
-# Relevance starts at 0.88: the image side has to learn before it can be judged.
+# Relevance starts at 0.88: the image branch has to learn before it can be judged.
 INITIAL_RELEVANCE_LOGIT = 2.0
 # CLIP starts at 14: a cosine of two unrelated vectors of width 256 is seldom above 0.15.
 INITIAL_RELEVANCE_LOG_SCALE = math.log(10.0)
@@ -89,7 +91,7 @@ class HamLearningTokenClassifierOutput(ModelOutput):
     grounding_scores: Tensor | None = None
 
 
-# Stage 1: intra-modality representation; its image side is in image_levels.py
+# Stage 1: intra-modality representation; the image's levels are in image_levels.py
 
 
 class HamLearningWordPooling(nn.Module):
@@ -150,6 +152,7 @@ class HamLearningCoAttentionRound(nn.Module):
         memory_mask: Tensor,
         weight: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """words (B, W, d), memory (B, M, d), their masks, weight (B, M) → words, memory and attention (B, heads, W, M)."""
         words, attention = self.words(words, memory, memory_mask, weight, return_attention=True)
         if self.memory is not None:
             memory, _ = self.memory(memory, words, word_mask)
@@ -267,7 +270,7 @@ class HamLearningImageBranch(nn.Module):
             if self.config.use_relevance:
                 judged = self.relevance[index](sentence[:, None], memory, mask).squeeze(1).sigmoid()
                 # Where matching teaches relevance, the tagging loss does not: it would close every level before the image
-                # side has learned to read it.
+                # branch has learned to read it.
                 judged = judged.detach() if self.config.relevance_loss_weight > 0 else judged
                 level_relevance = judged * level_relevance
             relevance[:, LEVELS.index(level)] = level_relevance.to(relevance.dtype)
@@ -308,16 +311,19 @@ class HamLearningImageBranch(nn.Module):
 
 
 class HamLearningPreTrainedModel(PreTrainedModel):
+    """What both models share: how they are loaded, and their initial weights."""
+
     config_class = HamLearningConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
+    # What the text encoder can do. The layers beside it always use PyTorch's scaled dot-product attention, or compute it step by
+    # step where the attention itself is needed.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # For the text encoder; the layers of this file always use PyTorch's scaled dot-product attention.
     _no_split_modules = ["HamLearningImageBranch", "HamLearningCRF"]
     # The CRF's log-sums over a post do not survive bf16.
     _keep_in_fp32_modules_strict = ["crf"]
@@ -410,6 +416,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
             self.vision_encoder.eval()
 
     def train(self, mode: bool = True):
+        """As every module's; a frozen vision backbone stays in evaluation."""
         super().train(mode)
         if self.vision_frozen:
             self.vision_encoder.eval()
@@ -615,6 +622,7 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
         self.model.set_input_embeddings(value)
 
     def freeze_vision(self):
+        """See [`HamLearningModel.freeze_vision`]."""
         self.model.freeze_vision()
 
     @classmethod
@@ -796,8 +804,7 @@ def _text_encoder(model: PreTrainedModel) -> PreTrainedModel:
 
 def _warn_of_other_labels(config: HamLearningConfig, source: str | Path, kwargs: dict):
     """Warn if a loaded classifier's columns are now named otherwise than when they were trained."""
-    hub_options = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-    saved, _ = type(config).get_config_dict(source, **{name: kwargs[name] for name in hub_options if name in kwargs})
+    saved, _ = type(config).get_config_dict(source, **{name: kwargs[name] for name in HUB_OPTIONS if name in kwargs})
     trained = {int(index): name for index, name in (saved.get("id2label") or {}).items()}
     changed = [
         f"{index}: {trained[index]} → {name}" for index, name in config.id2label.items() if trained.get(index, name) != name

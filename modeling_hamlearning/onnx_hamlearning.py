@@ -11,6 +11,8 @@ from transformers.utils import cached_file
 from .configuration_hamlearning import HamLearningConfig
 from .crf import HamLearningCRF
 from .modeling_hamlearning import (
+    HUB_OPTIONS,
+    INPUTS,
     HamLearningForTokenClassification,
     HamLearningPreTrainedModel,
     HamLearningTokenClassifierOutput,
@@ -19,7 +21,6 @@ from .modeling_hamlearning import (
 # The backbone is a graph of its own: a post without an image never runs it, and equal images are encoded once.
 TAGGER_FILE, VISION_FILE = "model.onnx", "vision.onnx"
 DTYPES = {"tensor(bool)": torch.bool, "tensor(int64)": torch.int64, "tensor(float)": torch.float32}
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 class HamLearningOnnxConfig(HamLearningConfig):
@@ -43,6 +44,7 @@ class HamLearningOnnxForTokenClassification(HamLearningForTokenClassification):
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *args, **kwargs):
+        """As every model's; the two graphs are read beside the weights of the CRF."""
         loaded = super().from_pretrained(source, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
@@ -75,10 +77,11 @@ class HamLearningOnnxForTokenClassification(HamLearningForTokenClassification):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> HamLearningTokenClassifierOutput:
+        """Emission scores by the graph; the arguments are [`HamLearningModel.forward`]'s."""
         if output_attentions or output_hidden_states:
             raise ValueError("an exported model gives neither attentions nor hidden states: load the model it was made of")
         if word_positions is None:
-            raise ValueError("word_positions is missing: call the model with what HamLearningProcessor returns")
+            raise ValueError(f"word_positions is missing: {INPUTS}")
         input_ids = input_ids[:, None] if input_ids.ndim == 2 else input_ids
         num_posts, device = len(input_ids), input_ids.device
         if pixel_values is None and vision_features is None:

@@ -478,6 +478,7 @@ class MnerPipeline(Pipeline):
         return parsed | {name: _as_lists(parsed[name]) for name in REGION_FIELDS} | {"where": where}
 
     def preprocess(self, posts: list[dict[str, Any]], opened: list[PreparedImage | None]) -> dict[str, Any]:
+        """The model's inputs for parsed posts and their images, `None` for a post without one."""
         sizes = [image and image.shared.size for image in opened]
         region_fields = {name: [post[name] for post in posts] for name in REGION_FIELDS}
         images_or_sizes = [image and (image.image or image.shared.size) for image in opened]
@@ -521,6 +522,7 @@ class MnerPipeline(Pipeline):
     def postprocess(
         self, tagged: dict[str, Any], return_attention: bool = False, return_relevance: bool = False
     ) -> list[list[dict[str, Any]]] | list[dict[str, Any]]:
+        """A result for each post, as [`MnerPipeline`] describes it."""
         results: list[list[dict[str, Any]]] = [[] for _ in tagged["posts"]]
         levels = self.model.config.levels
         relevance = [

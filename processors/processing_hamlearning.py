@@ -361,6 +361,7 @@ class HamLearningProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
+        """The tensors of a batch that has images; see [`encode`]."""
         return [
             "input_ids",
             "attention_mask",

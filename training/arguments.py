@@ -44,7 +44,8 @@ class ModelArguments:
     )
     image_size: int = field(default=224, metadata={"help": "Side of the square the images are resized to."})
     region_config: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "name (grid, precomputed, object-detection), max_regions, options."}
+        default_factory=dict,
+        metadata={"help": "name (anchors, grid, precomputed, object-detection), max_regions, options; anchors if unset."},
     )
     max_length: int | None = field(default=None, metadata={"help": "Sub-tokens of a window of text."})
     model: str | None = field(
@@ -62,9 +63,10 @@ class DataArguments:
     """Which posts."""
 
     data_path: str = field(
-        default="synthetic", metadata={"help": "CoNLL file or folder, saved data set, Hub name, or synthetic."}
+        default="synthetic",
+        metadata={"help": "Label file or folder of any form, parquet, saved data set, Hub name, or synthetic."},
     )
-    image_dir: str | None = field(default=None, metadata={"help": "Images of CoNLL posts; default: images beside them."})
+    image_dir: str | None = field(default=None, metadata={"help": "Folder of the images of label files; default: beside them."})
     regions_file: str | None = field(default=None, metadata={"help": "JSONL of regions; default: regions.jsonl beside."})
     entity_boxes: str | None = field(
         default=None,
@@ -135,7 +137,7 @@ class MnerTrainingArguments(TrainingArguments):
         # The processor reads the rows, not the model: every column is needed.
         self.remove_unused_columns = False
         self.label_names = ["labels"]
-        # A batch without an image leaves the image side without gradients.
+        # A batch without an image or without `entity_boxes` leaves the grounding head without gradients.
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = True
         if self.dataloader_num_workers is None:

@@ -86,6 +86,7 @@ def _is_sound_archive(path: Path) -> bool:
 
 
 def checkpoint_step(path: Path) -> int:
+    """The step after which a checkpoint was written, by its folder's name."""
     return int(path.name.split("-")[1])
 
 

@@ -1,4 +1,4 @@
-"""The pages and pictures of [`errors`]: each error with its post, and the table of types."""
+"""What `errors` shows to people: a page with each error and its post, and a plot of the table of types."""
 
 from __future__ import annotations
 

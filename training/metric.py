@@ -16,6 +16,7 @@ from seqeval.scheme import IOB2
 from torchvision.ops import box_iou
 from transformers import EvalPrediction
 
+from modeling_hamlearning import MnerPipeline
 from modeling_hamlearning.grounding import MIN_IOU
 
 BIO_LABEL = re.compile(r"O|[BI]-\S(.*\S)?")
@@ -222,21 +223,10 @@ def pipeline_f1(rows, results: list[list[dict]], names: list[str]) -> float:
     """Micro F1 of the pipeline's entities against the labels of the rows.
 
     Args:
-        rows: posts with `tokens`, joined by single spaces for the pipeline, and `ner_tags`.
+        rows: posts with `tokens`, which the pipeline was given as words, and `ner_tags`.
         results: the pipeline's entities of each post.
         names: label names by id.
     """
-    references, predictions = [], []
-    for row, entities in zip(rows, results, strict=True):
-        word_at = {}  # index of the word that begins at a character
-        start = 0
-        for index, word in enumerate(row["tokens"]):
-            word_at[start] = index
-            start += len(word) + 1
-        labels = ["O"] * len(row["tokens"])
-        for entity in entities:
-            first, count = word_at[entity["start"]], len(entity["word"].split(" "))
-            labels[first : first + count] = [f"B-{entity['entity_group']}"] + [f"I-{entity['entity_group']}"] * (count - 1)
-        references.append([names[tag] for tag in row["ner_tags"]])
-        predictions.append(labels)
+    references = [[names[tag] for tag in row["ner_tags"]] for row in rows]
+    predictions = [MnerPipeline.to_bio(result, len(row["tokens"])) for row, result in zip(rows, results, strict=True)]
     return MnerMetric().compute(predictions=predictions, references=references)["f1"]

@@ -17,12 +17,13 @@ from torchvision.ops import box_iou
 
 from mner_data.loading import dataset_labels, row_to_post
 from modeling_hamlearning import LEVELS, HamLearningForTokenClassification, MnerPipeline
+from modeling_hamlearning.grounding import MIN_IOU
 from processors import HamLearningProcessor
 from training.collator import MnerCollator
-from training.errors import Counts, count_entities, gold_entities
+from training.errors import Counts, count_entities, gold_entities, predicted_entities
 from training.metric import MnerMetric
 
-BATCH_SIZE, BINS, MIN_IOU = 32, 15, 0.5
+BATCH_SIZE, BINS = 32, 15
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -94,12 +95,11 @@ def grounding(
     labels = dataset_labels(rows)
     for row, entities in zip(rows, _tag(model, processor, rows), strict=True):
         width, height = image_size(row["image"])
-        regions = {entity["start"]: entity["region"] for entity in entities}
-        starts = _starts(row["tokens"])
+        regions = {entity["word_start"]: entity["region"] for entity in entities}
         for name, column in columns.items():
             for entity, index in zip(gold_entities(row, labels), row[column], strict=True):
                 if index >= 0:
-                    region = regions.get(starts[entity.start])
+                    region = regions.get(entity.start)
                     box = [side * size for side, size in zip(row["boxes"][index], (width, height) * 2, strict=True)]
                     hits[name].append(region is not None and _iou(box, list(region["box"].values())) >= MIN_IOU)
     return {name: float(np.mean(column_hits)) for name, column_hits in hits.items()}
@@ -187,13 +187,10 @@ def scores_of_entities(
     labels = dataset_labels(rows)
     min_score, model.config.min_entity_score = model.config.min_entity_score, 0.0
     for row, entities in zip(rows, _tag(model, processor, rows), strict=True):
-        starts = _starts(row["tokens"])
-        ends = [start + len(word) for start, word in zip(starts, row["tokens"], strict=True)]
-        gold = {(entity.type, starts[entity.start], ends[entity.end - 1]) for entity in gold_entities(row, labels)}
+        gold = set(gold_entities(row, labels))
         num_gold += len(gold)
-        for entity in entities:
-            scores.append(entity["score"])
-            correct.append((entity["entity_group"], entity["start"], entity["end"]) in gold)
+        scores += [entity["score"] for entity in entities]
+        correct += [entity in gold for entity in predicted_entities(entities)]
     model.config.min_entity_score = min_score
     scores, correct = np.array(scores), np.array(correct, dtype=bool)
     reported = scores >= min_score
@@ -242,15 +239,8 @@ def calibration_error_by_chance(bins: list[dict[str, Any]]) -> float:
     return error / max(1, sum(bin["count"] for bin in bins))
 
 
-def _starts(tokens: list[str]) -> list[int]:
-    """Where each word begins in the text of the words joined by spaces."""
-    lengths = [len(token) + 1 for token in tokens]
-    return [0, *np.cumsum(lengths).tolist()][: len(tokens)]
-
-
 def _tag(
     model: HamLearningForTokenClassification, processor: HamLearningProcessor, rows: Dataset
 ) -> Iterator[list[dict[str, Any]]]:
     ner = MnerPipeline(model=model.eval(), processor=processor)
-
     yield from ner((row_to_post(row) for row in rows), batch_size=BATCH_SIZE)

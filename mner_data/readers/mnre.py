@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import json
 from pathlib import Path
 from typing import Any
 
 from .rows import Notes
 from .spans import labels_of_spans
-from .text import DataError, as_text, read_lines
+from .text import DataError, as_text, json_or_python, read_lines
 
 
 def read_mnre_posts(path: Path, notes: Notes, name: str) -> list[dict[str, Any]]:
@@ -26,7 +24,7 @@ def read_mnre_posts(path: Path, notes: Notes, name: str) -> list[dict[str, Any]]
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        row = dictionary_of_line(line)
+        row = json_or_python(line)
         try:
             words, image = tuple(as_text(word) for word in row["token"]), row["img_id"]
             post = posts.setdefault((image, words), {"image": image, "tokens": list(words), "where": where, "types": {}})
@@ -57,13 +55,3 @@ def read_mnre_posts(path: Path, notes: Notes, name: str) -> list[dict[str, Any]]
 def is_mnre(row: Any) -> bool:
     """Whether a line's dictionary is one of MNRE's."""
     return isinstance(row, dict) and {"token", "h", "t", "img_id", "relation"} <= set(row)
-
-
-def dictionary_of_line(line: str) -> Any:
-    """What a line of JSON or of Python says, or `None`."""
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return read(line.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-    return None

@@ -33,9 +33,11 @@ class Notes:
         self.places: dict[str, list[str]] = {}
 
     def add(self, what: str, where: str):
+        """Note a kind of change and one place of it."""
         self.places.setdefault(what, []).append(where)
 
     def log(self, path: Path | str):
+        """Say each kind of change, how often it was made, and the first places."""
         for what, places in self.places.items():
             more = f" and {len(places) - _PLACES_LISTED} more" if len(places) > _PLACES_LISTED else ""
             logger.warning("%s: %d times %s: %s%s", path, len(places), what, "; ".join(places[:_PLACES_LISTED]), more)

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .mnre import dictionary_of_line, is_mnre
+from .mnre import is_mnre
 from .tables import is_table
-from .text import DataError, listed, name_and_suffix, start_of_file
+from .text import DataError, json_or_python, listed, name_and_suffix, start_of_file
 
 logger = logging.getLogger(__name__)
 SPLIT_NAMES = {
@@ -134,7 +134,7 @@ def recognise_format(path: Path) -> str:
         return "spacy"
     start = start_of_file(path)
     first = next((line for line in start.splitlines() if line.strip()), "")
-    row = dictionary_of_line(first) if first.lstrip().startswith(("{", "[")) else None
+    row = json_or_python(first) if first.lstrip().startswith(("{", "[")) else None
     if is_mnre(row):
         return "mnre"
     if suffix in JSONL_SUFFIXES:

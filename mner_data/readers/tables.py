@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import csv
 import io
-import json
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from .rows import Notes, check_column_names, image_name, is_missing, logger, match_fields, posts_of_rows
-from .text import DataError, read_lines
+from .text import DataError, json_or_python, read_lines
 
 _LISTS = ("tokens", "ner_tags", "entities")
 
@@ -131,10 +129,6 @@ def _value(cell: str, column: str, found: dict[str, str]) -> Any:
         return None
     if field not in _LISTS:
         return cell
-    if cell.lstrip().startswith("["):
-        for read in (json.loads, ast.literal_eval):
-            try:
-                return read(cell)
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
-                continue
+    if cell.lstrip().startswith("[") and (value := json_or_python(cell)) is not None:
+        return value
     return cell.split() if field in ("tokens", "ner_tags") else cell

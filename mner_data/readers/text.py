@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import hashlib
 import json
@@ -10,6 +11,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 _BYTE_ORDER_MARKS = {
     # UTF-32 first: its mark begins with the one of UTF-16.
@@ -100,6 +102,16 @@ def json_lines(path: Path, expected: str) -> Iterator[tuple[str, dict]]:
         if not isinstance(row, dict):
             raise DataError(f"{where}: expected an object with {expected}, got {row!r:.60}")
         yield where, row
+
+
+def json_or_python(text: str) -> Any:
+    """What a text of JSON or of Python says, such as a list that pandas wrote into a cell; `None` if it is neither."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return None
 
 
 def as_text(value: str | int) -> str:

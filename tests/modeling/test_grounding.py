@@ -40,7 +40,7 @@ def test_a_model_without_regions_has_no_head():
 
 
 def test_a_weight_below_0_is_refused():
-    with pytest.raises(ValueError, match="grounding_loss_weight must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="grounding_loss_weight: expected 0 or more, got -1"):
         tiny_model(grounding_loss_weight=-1)
 
 

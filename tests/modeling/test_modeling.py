@@ -156,7 +156,7 @@ def test_config_round_trip(tmp_path):
 
 
 def test_wrong_configurations_are_named():
-    with pytest.raises(ValueError, match="fusion_size 30"):
+    with pytest.raises(ValueError, match="fusion_size: expected a multiple of .*, got 30"):
         tiny_config(fusion_size=30)
     with pytest.raises(ValueError, match="num_iterations"):
         tiny_config(num_iterations=0)
