@@ -245,11 +245,18 @@ def write_card(output: Path, posts: dict, files: dict, names: list[str], setting
         entity_boxes=ENTITY_BOXES_NOTE if "entity_boxes" in settings else "",
         counts=markdown_table(["split", "posts", "words", "entities", *types, "orphan I- tags"], counts),
         files="\n".join(f"- {split}: `{path.name}`, SHA-256 `{sha256(path)}`" for split, path in files.items()),
-        regions=f"Extractor: {Path(settings['regions']).name}." if settings["regions"] else "None were prepared.",
+        regions=_regions_note(settings["regions"]),
         missing="\n".join(without_image) or "None.",
     )
     with atomic_write(output / "README.md") as unfinished:
         unfinished.write_text(card, encoding="utf-8")
+
+
+def _regions_note(regions: str | None) -> str:
+    """Where the regions are from: an extractor as the command named it, or a file without its folder."""
+    if not regions:
+        return "None were prepared."
+    return f"From the file `{Path(regions).name}`." if regions.endswith(".jsonl") else f"Extractor: `{regions}`."
 
 
 def count_orphans(labels: list[list[str]]) -> int:

@@ -18,6 +18,7 @@ from transformers import pipeline
 
 from mner_data.files import atomic_write, markdown_table
 from mner_data.loading import dataset_labels, load_splits
+from mner_data.options import add_reading_options, parse_column_names
 from mner_data.readers import DataError
 from mner_data.synthetic_posts import synthetic_splits
 
@@ -131,6 +132,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--image_dir", help="images of label files; default: images beside them")
     parser.add_argument("--regions_file", help="JSONL of regions; default: regions.jsonl beside the label files")
     parser.add_argument("--label_scheme", help="scheme of the labels; recognised if unset")
+    add_reading_options(parser)
     parser.add_argument("--split", default="validation", help="train, validation or test")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--output", help="JSON file for the comparison with every entity on which the models differ")
@@ -138,7 +140,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if options.data_path == "synthetic":
         data = synthetic_splits([1, 300, 300])
     else:
-        data, _ = load_splits(options.data_path, options.image_dir, options.regions_file, label_scheme=options.label_scheme)
+        data, _ = load_splits(
+            options.data_path,
+            options.image_dir,
+            options.regions_file,
+            label_scheme=options.label_scheme,
+            format=options.format,
+            columns=options.columns,
+            column_names=parse_column_names(options.column_names),
+        )
     if options.split not in data:
         raise DataError(f"--split {options.split}: the data has {', '.join(data)}")
     comparison = compare(options.a, options.b, data[options.split], options.batch_size)

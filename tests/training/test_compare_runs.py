@@ -50,6 +50,9 @@ def test_the_entities_on_which_two_models_differ(saved_model, data, tmp_path, ca
     same = main([str(one), str(one), "--data_path", str(data)])
     assert (same["difference"], same["interval"], same["differing"]) == (0, [0, 0], [])
     assert "do not tell the models apart" in capsys.readouterr().out
+    (data / "valid.txt").write_text((data / "valid.txt").read_text().replace("\t", "\tX\t").replace("IMGID:", "# id = "))
+    columns = main([str(one), str(other), "--data_path", str(data), "--columns", "word,_,label"])
+    assert columns["f1"] == comparison["f1"]
     with pytest.raises(DataError, match="--split test: the data has validation"):
         main([str(one), str(other), "--data_path", str(data), "--split", "test"])
 
