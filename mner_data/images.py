@@ -132,6 +132,8 @@ class ImageFolder:
     def _check_link(self, name: str, path: Path):
         """Raises `DataError` if the path leads out of the folder."""
         try:
+            target = path.resolve(strict=True)  # from Python 3.13 on, a link to itself is found by this alone
+        except FileNotFoundError:  # a link to nothing
             target = path.resolve()
         except (OSError, RuntimeError) as error:  # a link to itself
             raise DataError(f"image {name!r:.80} cannot be the name of an image: {error!s:.80}") from error

@@ -13,17 +13,8 @@ import urllib.request
 
 TIMEOUT_SECONDS = 10
 MAX_BYTES = 20_000_000
-# IPv6 networks whose addresses hold an IPv4 address, by which the packet is delivered in the end, and how many bits follow it.
-_EMBEDDED_IPV4 = [
-    (ipaddress.ip_network(network), bits_after)
-    for network, bits_after in (
-        ("64:ff9b::/96", 0),  # NAT64
-        ("::/96", 0),  # IPv4-compatible
-        ("::ffff:0:0/96", 0),  # IPv4-mapped
-        ("::ffff:0:0:0/96", 0),  # IPv4-translated
-        ("2002::/16", 80),  # 6to4
-    )
-]
+# IPv6 networks whose addresses end in an IPv4 address, by which the packet is delivered in the end: NAT64, IPv4-mapped.
+_EMBEDDED_IPV4 = [ipaddress.ip_network(network) for network in ("64:ff9b::/96", "::ffff:0:0/96")]
 # Networks that are not the public internet's, whatever `is_global` says, which differs between versions of Python.
 _NOT_PUBLIC = [
     ipaddress.ip_network(network)
@@ -47,6 +38,7 @@ _NOT_PUBLIC = [
         "100::/64",  # discarded
         "2001::/23",  # protocol assignments, among them Teredo, whose packets go to a relay and an IPv4 address
         "2001:db8::/32",  # documentation
+        "2002::/16",  # 6to4, whose relays are gone; an IPv4 address lies within
         "3fff::/20",  # documentation
         "5f00::/16",  # segment routing inside a network
         "fc00::/7",  # private
@@ -136,8 +128,8 @@ def public_addresses(host: str, port: int) -> list[str]:
 
 
 def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    for network, bits_after in _EMBEDDED_IPV4:
-        if address in network and not _is_public(ipaddress.IPv4Address(int(address) >> bits_after & 0xFFFFFFFF)):
+    for network in _EMBEDDED_IPV4:
+        if address in network and not _is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)):
             return False
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         return True  # the address within was checked above
