@@ -52,7 +52,7 @@ def saved_tiny_model(folder: Path, **switches) -> Path:
     )  # fmt: skip
     model = tiny_model(text_config=config, **switches)
     with torch.no_grad():
-        # The tokenizer's ids differ from process to process; so that every one of them finds entities, O is seldom best.
+        # So that a model of random weights finds entities, O is seldom best.
         model.classifier.bias[LABELS.index("O")] -= 4
     model.save_pretrained(folder)
     image_processor = processors.HamLearningImageProcessor(size={"height": 64, "width": 64})
