@@ -28,7 +28,7 @@ from mner_data.readers import DataError
 from training.arguments import NO_LEVELS, MnerTrainingArguments, ModelArguments, merge_config_and_cli
 
 from .controlled.experiments import FULL, LEFT_OUT, PLAIN, POOLED, TEXT_ALONE
-from .controlled.perturbations import NOISES, another_posts, same_types, spoiled, with_images, without_images
+from .controlled.perturbations import NOISES, same_types, spoiled, with_another_posts_images, without_images
 from .controlled.report import plot_curves, provenance, spread
 from .controlled.runner import Experiment, Splits, read_runs, run_pending
 
@@ -128,7 +128,7 @@ def load_data(experiment: Experiment, sets: dict[str, DatasetDict]) -> Splits:
     scored[OWN] = last_splits.pop(experiment.data)
     scored |= last_splits
     if experiment.model == FULL:
-        scored["another post's"] = with_images(own_rows, another_posts(own_rows["image"], experiment.seed))
+        scored["another post's"] = with_another_posts_images(own_rows, experiment.seed)
         scored["no image"] = without_images(own_rows)
         scored |= {name: spoiled(own_rows, noise) for name, noise in NOISES.items()}
     return DatasetDict({"train": train}), scored

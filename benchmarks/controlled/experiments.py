@@ -14,7 +14,15 @@ from mner_data.synthetic_posts import mixed_relevance_dataset, synthetic_dataset
 from processors.region_extraction import REGION_FIELDS, AnchorRegionExtractor
 from training.arguments import NO_LEVELS
 
-from .perturbations import NOISES, another_posts, same_types, spoiled, with_images, with_unrelated_images, without_images
+from .perturbations import (
+    NOISES,
+    same_types,
+    spoiled,
+    with_another_posts_images,
+    with_images,
+    with_unrelated_images,
+    without_images,
+)
 from .pretrained_weights import VISION_BACKBONE, text_encoder, vision_weights
 from .runner import Experiment, Splits
 
@@ -243,11 +251,12 @@ def _paintings_data(images: str, seed: int) -> Splits:
     without = without_images(valid)
     if images == "none":
         return DatasetDict({"train": without_images(train), "validation": without}), {"none": without}
-    scored = {"swapped": with_images(valid, another_posts(valid["image"], seed)), "none": without}
+    scored = {"swapped": with_another_posts_images(valid, seed), "none": without}
     if images == "own":
         scored["own"] = valid
-    train_images = another_posts(train["image"], seed) if images == "another" else train["image"]
-    train_images = [None if index % WITHOUT_IMAGE_EVERY == 0 else image for index, image in enumerate(train_images)]
+    if images == "another":
+        train = with_another_posts_images(train, seed)
+    train_images = [None if index % WITHOUT_IMAGE_EVERY == 0 else image for index, image in enumerate(train["image"])]
     return DatasetDict({"train": with_images(train, train_images), "validation": valid}), scored
 
 
@@ -256,11 +265,19 @@ def _paintings_data(images: str, seed: int) -> Splits:
 
 # Rows that carry a claim are run with five seeds, the others with three.
 MORE_SEEDS = (3, 4)
+# A photo's regions are those of a detector and the anchors behind them, unless the model's name says otherwise.
+MOST_REGIONS = 24
+DETECTOR_ALONE, ANCHORS_ALONE = "regions of the detector alone", "anchors alone"
+WITH_RELEVANCE_LOSS = "with the relevance loss"
+
+
+def _photo_settings() -> dict:
+    regions = {"name": "precomputed", "max_regions": MOST_REGIONS}
+    return _real_text_settings() | {"freeze_vision": True, "region_config": regions}
 
 
 def _phototweets_experiments(seed: int) -> Iterator[Experiment]:
-    text = _real_text_settings()
-    frozen = text | {"freeze_vision": True, "region_config": {"name": "precomputed"}}
+    text, frozen = _real_text_settings(), _photo_settings()
 
     def experiment(model: str, settings: dict = frozen, images: str = "own", **options) -> Experiment:
         return Experiment("phototweets", "phototweets", model, seed, settings, images=images, **options)
@@ -272,7 +289,9 @@ def _phototweets_experiments(seed: int) -> Iterator[Experiment]:
         return
     yield experiment(PLAIN, text, "none", baseline="plain")
     yield experiment(POOLED, baseline="pooled")
-    yield experiment("default regions", frozen | {"region_config": {"name": "anchors"}})
+    yield experiment(WITH_RELEVANCE_LOSS, frozen | {"model_config": {"relevance_loss_weight": 0.3}})
+    yield experiment(DETECTOR_ALONE)
+    yield experiment(ANCHORS_ALONE)
     yield experiment("no regions", frozen | {"model_config": ONLY_SCENE})
     for model, switches in LEFT_OUT.items():
         yield experiment(model, frozen | {"model_config": switches})
@@ -280,16 +299,29 @@ def _phototweets_experiments(seed: int) -> Iterator[Experiment]:
         yield experiment("backbone trained", frozen | {"freeze_vision": False, "vision_learning_rate": 1e-4})
 
 
-def _phototweets_data(images: str, seed: int) -> Splits:
-    data = load_splits(str(data_folder() / "phototweets"))[0]
+def _phototweets_data(model: str, images: str, seed: int) -> Splits:
+    data = _phototweets(model)
     train, valid = data["train"], data["validation"]
     scored = {"none": without_images(valid)}
     if images == "none":
         return DatasetDict({"train": without_images(train), "validation": scored["none"]}), scored
     if images == "another":
-        train = with_images(train, another_posts(train["image"], seed))
-    scored = {"own": valid, "swapped": with_images(valid, another_posts(valid["image"], seed))} | scored
+        train = with_another_posts_images(train, seed)
+    scored = {"own": valid, "swapped": with_another_posts_images(valid, seed)} | scored
     return DatasetDict({"train": train, "validation": valid}), scored
+
+
+@cache
+def _phototweets(model: str) -> DatasetDict:
+    """The posts with the regions that the model's name says."""
+    anchors = AnchorRegionExtractor().regions
+
+    def with_regions(row: dict) -> dict:
+        if not row["image"] or model == DETECTOR_ALONE:
+            return {}
+        return {name: [*([] if model == ANCHORS_ALONE else row[name]), *anchors[name]] for name in REGION_FIELDS}
+
+    return load_splits(str(data_folder() / "phototweets"))[0].map(with_regions)
 
 
 def photo_support() -> dict[str, int]:
@@ -303,8 +335,6 @@ def photo_support() -> dict[str, int]:
 
 GROUNDED = {"grounding_loss_weight": 1.0}
 NOT_SHOWN_SET = "not-shown"
-# A photo's regions are those of a detector, and the anchors behind them.
-MOST_REGIONS = 24
 
 
 def _grounding_experiments(seed: int) -> Iterator[Experiment]:
@@ -312,23 +342,15 @@ def _grounding_experiments(seed: int) -> Iterator[Experiment]:
         settings = _synthetic_settings(scenario)
         model_config = settings["model_config"] | GROUNDED
         yield Experiment("grounding", scenario, FULL, seed, settings | {"model_config": model_config})
-    # As in the section of the phototweets, with the anchors beside the detector's regions.
-    regions = {"name": "precomputed", "max_regions": MOST_REGIONS}
-    photos = _real_text_settings() | {"freeze_vision": True, "region_config": regions}
-    yield Experiment("grounding", "phototweets", FULL, seed, photos | {"model_config": GROUNDED})
-    yield Experiment("grounding", "phototweets", "attention alone", seed, photos)
+    # The section of the phototweets has the same model without the loss.
+    yield Experiment("grounding", "phototweets", FULL, seed, _photo_settings() | {"model_config": GROUNDED})
 
 
-def _grounding_data(data: str, seed: int) -> Splits:
+def _grounding_data(data: str, model: str, seed: int) -> Splits:
     if data != "phototweets":
         return _levels_data(data, seed)
-    splits = load_splits(str(data_folder() / "phototweets"))[0].map(_with_anchors)
+    splits = _phototweets(model)
     return splits, {"valid": splits["validation"]}
-
-
-def _with_anchors(row: dict) -> dict:
-    anchors = AnchorRegionExtractor().regions
-    return {name: [*row[name], *anchors[name]] for name in REGION_FIELDS} if row["image"] else {}
 
 
 def data_folder() -> Path:
@@ -373,7 +395,7 @@ def load_data(experiment: Experiment) -> Splits:
     if experiment.section == "text":
         return _text_data(experiment.data, experiment.images, experiment.seed)
     if experiment.section == "phototweets":
-        return _phototweets_data(experiment.images, experiment.seed)
+        return _phototweets_data(experiment.model, experiment.images, experiment.seed)
     if experiment.section == "grounding":
-        return _grounding_data(experiment.data, experiment.seed)
+        return _grounding_data(experiment.data, experiment.model, experiment.seed)
     return _paintings_data(experiment.images, experiment.seed)

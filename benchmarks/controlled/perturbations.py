@@ -12,7 +12,7 @@ from PIL import Image
 from mner_data.loading import dataset_labels
 from mner_data.readers import bio_labels
 from mner_data.synthetic_images import blur, heavy_jpeg, occlude, pure_noise
-from processors import load_image
+from processors import REGION_FIELDS, load_image
 
 NOISES = {"blur": blur, "heavy JPEG": heavy_jpeg, "occlusion": occlude, "pure noise": pure_noise}
 
@@ -27,13 +27,17 @@ def without_images(rows: Dataset) -> Dataset:
     return with_images(rows, [None] * len(rows))
 
 
-def another_posts(images: list, seed: int) -> list:
-    """Every image moved to another post. Posts without an image take part, so an image can be exchanged for none."""
-    order = random.Random(seed).sample(range(len(images)), len(images))
-    moved = list(images)
-    for index, next_index in zip(order, order[1:] + order[:1], strict=True):
-        moved[index] = images[next_index]
-    return moved
+def with_another_posts_images(rows: Dataset, seed: int) -> Dataset:
+    """The same posts, each with the image of another post and that image's regions.
+
+    Posts without an image take part, so an image can be exchanged for none.
+    """
+    order = random.Random(seed).sample(range(len(rows)), len(rows))
+    given_by = dict(zip(order, order[1:] + order[:1], strict=True))
+    columns = rows.to_dict()
+    for name in ("image", *(name for name in REGION_FIELDS if name in columns)):
+        columns[name] = [columns[name][given_by[index]] for index in range(len(rows))]
+    return Dataset.from_dict(columns, features=rows.features)
 
 
 def with_unrelated_images(rows: Dataset, images: list, seed: int) -> Dataset:

@@ -26,7 +26,7 @@ from benchmarks.controlled.measures import (
     post_counts,
     scores_of_entities,
 )
-from benchmarks.controlled.perturbations import another_posts
+from benchmarks.controlled.perturbations import with_another_posts_images
 from benchmarks.controlled.pretrained_weights import VISION_BACKBONE
 from mner_data.synthetic_posts import synthetic_dataset
 from modeling_hamlearning import HamLearningForTokenClassification
@@ -71,11 +71,15 @@ def test_no_two_experiments_have_one_name(folder):
         assert len(set(names)) == len(names)
 
 
-def test_another_posts_image_is_never_the_own_one():
-    images = [str(index) for index in range(50)]
-    moved = another_posts(images, seed=3)
-    assert sorted(moved) == sorted(images)
-    assert all(own != other for own, other in zip(images, moved, strict=True))
+def test_another_posts_image_is_never_the_own_one_and_brings_its_regions():
+    rows = Dataset.from_dict(
+        {"id": range(50), "image": [str(index) for index in range(50)], "boxes": [[[0, 0, 1, index]] for index in range(50)]}
+    )
+    moved = with_another_posts_images(rows, seed=3)
+    assert moved["id"] == rows["id"]
+    assert sorted(moved["image"]) == sorted(rows["image"])
+    assert all(own != other for own, other in zip(rows["image"], moved["image"], strict=True))
+    assert [boxes[0][3] for boxes in moved["boxes"]] == [int(image) for image in moved["image"]]
 
 
 def test_calibration_error_by_hand():
