@@ -65,7 +65,7 @@ class HamLearningConfig(PreTrainedConfig):
     use_spatial: bool = True
     use_semantic: bool = True
     use_relevance: bool = True
-    relevance_loss_weight: float = 0.0
+    relevance_loss_weight: float = 0.3
     grounding_loss_weight: float = 0.0
     use_crf: bool = True
     min_entity_score: float = 0.0

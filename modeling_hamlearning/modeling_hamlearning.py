@@ -239,9 +239,10 @@ class HamLearningImageBranch(nn.Module):
         """Image-text matching: cross-entropy of relevance against whether the image is the post's own, summed over posts.
 
         Every post is paired with every image of the batch. Its own image counts as much as all others together. A level counts
-        where it is present, and a post with the only image of a batch counts nothing.
+        where it is present, and a post with the only image of a batch counts nothing. The text encoder does not learn from it:
+        what helps to tell images apart is not what helps to tag.
         """
-        sentence = self.sentence(self.text_projection(words), word_mask)
+        sentence = self.sentence(self.text_projection(words.detach()), word_mask)
         is_own = torch.eye(len(words), device=words.device)
         loss = torch.zeros((), device=words.device)
         for relevance, (memory, mask) in zip(self.relevance, memories.values(), strict=True):
@@ -271,7 +272,7 @@ class HamLearningImageBranch(nn.Module):
                 judged = self.relevance[index](sentence[:, None], memory, mask).squeeze(1).sigmoid()
                 # Where matching teaches relevance, the tagging loss does not: it would close every level before the image
                 # branch has learned to read it.
-                judged = judged.detach() if self.config.relevance_loss_weight > 0 else judged
+                judged = judged.detach() if self.training and self.config.relevance_loss_weight > 0 else judged
                 level_relevance = judged * level_relevance
             relevance[:, LEVELS.index(level)] = level_relevance.to(relevance.dtype)
             weights.append(level_relevance[:, None].to(projected.dtype).expand(mask.shape))

@@ -34,6 +34,7 @@ SMALL_TEXT = {
 SMALL_MODEL = {"fusion_size": 128, "num_iterations": 2, "fusion_attention_heads": 4}
 ONLY_SCENE = NO_LEVELS | {"use_global": True}
 FULL, TEXT_ALONE, PLAIN, POOLED = "full model", "text alone", "plain recipe", "pooled image"
+WITHOUT_MATCHING = "relevance from the tagging loss alone"
 OTHER_IMAGES = "another post's images"
 
 
@@ -139,7 +140,7 @@ def _relevance_experiments(seed: int) -> Iterator[Experiment]:
     settings = _synthetic_settings("alignment") | {"max_steps": 1500}
     models = {
         FULL: {"relevance_loss_weight": 1.0},
-        "relevance from the tagging loss alone": {},
+        WITHOUT_MATCHING: {"relevance_loss_weight": 0.0},
         TEXT_ALONE: NO_LEVELS,
     }
     for model, switches in models.items():
@@ -268,7 +269,8 @@ MORE_SEEDS = (3, 4)
 # A photo's regions are those of a detector and the anchors behind them, unless the model's name says otherwise.
 MOST_REGIONS = 24
 DETECTOR_ALONE, ANCHORS_ALONE = "regions of the detector alone", "anchors alone"
-WITH_RELEVANCE_LOSS = "with the relevance loss"
+WITH_GROUNDING = "with the grounding loss"
+GROUNDED = {"grounding_loss_weight": 1.0}
 
 
 def _photo_settings() -> dict:
@@ -287,9 +289,10 @@ def _phototweets_experiments(seed: int) -> Iterator[Experiment]:
     yield experiment(OTHER_IMAGES, images="another", curve=True)
     if seed in MORE_SEEDS:
         return
+    yield experiment(WITH_GROUNDING, frozen | {"model_config": GROUNDED})
     yield experiment(PLAIN, text, "none", baseline="plain")
     yield experiment(POOLED, baseline="pooled")
-    yield experiment(WITH_RELEVANCE_LOSS, frozen | {"model_config": {"relevance_loss_weight": 0.3}})
+    yield experiment(WITHOUT_MATCHING, frozen | {"model_config": {"relevance_loss_weight": 0.0}})
     yield experiment(DETECTOR_ALONE)
     yield experiment(ANCHORS_ALONE)
     yield experiment("no regions", frozen | {"model_config": ONLY_SCENE})
@@ -330,10 +333,9 @@ def photo_support() -> dict[str, int]:
     return {name: int(support) for name, support in (line.split("\t") for line in lines)}
 
 
-# Grounding: where an entity is seen, or that it is not, on synthetic posts and on real tweets with photos
+# Grounding: which region of a synthetic post shows an entity, or that none does
 
 
-GROUNDED = {"grounding_loss_weight": 1.0}
 NOT_SHOWN_SET = "not-shown"
 
 
@@ -342,15 +344,6 @@ def _grounding_experiments(seed: int) -> Iterator[Experiment]:
         settings = _synthetic_settings(scenario)
         model_config = settings["model_config"] | GROUNDED
         yield Experiment("grounding", scenario, FULL, seed, settings | {"model_config": model_config})
-    # The section of the phototweets has the same model without the loss.
-    yield Experiment("grounding", "phototweets", FULL, seed, _photo_settings() | {"model_config": GROUNDED})
-
-
-def _grounding_data(data: str, model: str, seed: int) -> Splits:
-    if data != "phototweets":
-        return _levels_data(data, seed)
-    splits = _phototweets(model)
-    return splits, {"valid": splits["validation"]}
 
 
 def data_folder() -> Path:
@@ -388,7 +381,7 @@ def experiments_for(section: str, seeds: list[int]) -> list[Experiment]:
 
 def load_data(experiment: Experiment) -> Splits:
     """What the experiment is trained on, and the sets it is scored on by their names."""
-    if experiment.section == "levels":
+    if experiment.section in ("levels", "grounding"):
         return _levels_data(experiment.data, experiment.seed)
     if experiment.section == "relevance":
         return _relevance_data(experiment.seed)
@@ -396,6 +389,4 @@ def load_data(experiment: Experiment) -> Splits:
         return _text_data(experiment.data, experiment.images, experiment.seed)
     if experiment.section == "phototweets":
         return _phototweets_data(experiment.model, experiment.images, experiment.seed)
-    if experiment.section == "grounding":
-        return _grounding_data(experiment.data, experiment.model, experiment.seed)
     return _paintings_data(experiment.images, experiment.seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -118,11 +120,22 @@ def test_the_matching_loss_is_the_cross_entropy_of_own_and_others_images():
 
 
 def test_matching_alone_teaches_relevance_where_it_has_a_weight():
-    for weight in (0.0, 1e-9):
-        model = tiny_model(relevance_loss_weight=weight)
-        model(**random_batch()).loss.backward()  # in evaluation mode there is no matching loss
-        gradients = [head.bias.grad for head in model.model.image_branch.relevance]
-        assert all((gradient is not None and bool(gradient)) == (weight == 0.0) for gradient in gradients)
+    """In training. In evaluation a gradient tells how the tags depend on the relevance."""
+    for weight, training in itertools.product((0.0, 1e-9), (True, False)):
+        model = tiny_model(relevance_loss_weight=weight).train(training)
+        model(**random_batch()).loss.backward()
+        gradients = [float(head.bias.grad.abs()) for head in model.model.image_branch.relevance]
+        assert all((gradient < 1e-7) == (weight > 0 and training) for gradient in gradients), (weight, training, gradients)
+
+
+def test_matching_teaches_the_image_branch_and_not_the_text_encoder():
+    model = tiny_model(relevance_loss_weight=1.0).train()
+    model(**random_batch()).relevance_loss.backward()
+    # But for its vectors of sub-tokens: the labels of the regions are read with them.
+    learned = {name for name, parameter in model.model.text_encoder.named_parameters() if parameter.grad is not None}
+    assert learned == {"embeddings.word_embeddings.weight"}
+    assert model.model.image_branch.text_projection.weight.grad.any()
+    assert any(parameter.grad is not None for parameter in model.model.vision_encoder.parameters())
 
 
 def close_every_gate(model):
