@@ -34,7 +34,7 @@ class HamLearningConfig(PreTrainedConfig):
         relevance_loss_weight (`float`):
             Weight of an image-text matching loss (Radford et al. 2021, CLIP) in training: relevance is to tell a post's own
             image from those of the other posts of the batch, at every level, and is then learned from nothing else. With 0 it
-            is learned from the tagging loss.
+            is learned from the tagging loss, as in the paper.
         grounding_loss_weight (`float`):
             Weight of the grounding loss in training: which region shows an entity, or that none does, is learned from posts
             whose entities have boxes. 0 is a model without the grounding head; it reports what an entity's first word attends.

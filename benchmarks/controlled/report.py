@@ -20,7 +20,7 @@ from mner_data.synthetic_posts import best_f1_without_evidence
 from training.compare_runs import paired_bootstrap
 from training.curves import plt, save_figure
 
-from .experiments import FULL, LEFT_OUT, OTHER_PLAIN_RATES, PLAIN, POOLED, REAL_TEXT, SWITCHED_OFF, TEXT_ALONE
+from .experiments import FULL, LEFT_OUT, OTHER_PLAIN_RATES, PLAIN, POOLED, REAL_TEXT, SWITCHED_OFF, TEXT_ALONE, WITH_GROUNDING
 from .measures import calibration_error_by_chance
 from .perturbations import NOISES
 from .runner import read_runs
@@ -34,7 +34,7 @@ HEADINGS = {
     "text": "Text without images of its own (real text)",
     "paintings": "Text with its own images (real photos, labels by a language model)",
     "phototweets": "Tweets with their photos (real photos, labels by a language model)",
-    "grounding": "Grounding (synthetic posts, and tweets with boxes by a language model)",
+    "grounding": "Grounding (synthetic posts)",
 }
 EXPLANATIONS = {
     "levels": "In each set, one kind of evidence in the image determines an entity's type. `grounding` is the share of the "
@@ -47,13 +47,15 @@ EXPLANATIONS = {
     "stands beside it. HamLearning reports entities with a score of 0.6 or more. Calibrated on a tenth of train, which is then "
     "not trained on, it reports those of 0.5 or more.",
     "paintings": "A character encoder trained from scratch; EfficientNet-Lite0, frozen unless the name says otherwise.",
-    "phototweets": "MiniLM; EfficientNet-Lite0, frozen unless the name says otherwise; YOLOv3-tiny's regions unless the name "
-    "says otherwise. The support of a photo says what it has to do with the post's entities: 2 shows one or tells its type, "
-    "1 is loosely related, 0 is unrelated or beside a post without entities.",
-    "grounding": "Where the image shows an entity, or that it does not. `model` is what the model says; the other names are "
-    "rules for the same entities: the whole image, never shown, and the largest person for a PER and else the whole image. "
-    "Grounding accuracy is that of the entities with the right span; `region_recall` is the share of the shown entities that any "
-    "region of their post shows. On tweets, MiniLM and frozen EfficientNet-Lite0; YOLOv3-tiny's regions and the anchors.",
+    "phototweets": "MiniLM; EfficientNet-Lite0, frozen unless the name says otherwise; YOLOv3-tiny's regions and the anchors "
+    "unless the name says otherwise. The support of a photo says what it has to do with the post's entities: 2 shows one or "
+    "tells its type, 1 is loosely related, 0 is unrelated or beside a post without entities. The region of an entity is what the "
+    "model says; with the grounding loss that is taught, and else what its first word attends. `whole image`, `never shown` and "
+    "`person` are rules for the same entities; the last is the largest person for a PER and else the whole image. Grounding "
+    "accuracy is that of the entities with the right span; `region_recall` is the share of the shown entities that any region "
+    "of their post shows.",
+    "grounding": "Where the image shows an entity, or that it does not, learned with the grounding loss; `model` and the rules "
+    "as above.",
 }
 EVIDENCE = {
     "global": "the scene",
@@ -129,7 +131,7 @@ def document_tables(runs: Runs) -> dict[str, str]:
         "paintings": _paintings_table(_select(runs, "paintings")),
         "phototweets": _phototweets_table(_select(runs, "phototweets")),
         "phototweets-differences": _differences_table(_select(runs, "phototweets")),
-        "grounding": _grounding_table(_select(runs, "grounding")),
+        "grounding": _grounding_table(runs),
         "provenance": provenance(runs),
     }
 
@@ -413,11 +415,11 @@ def _differences_table(runs: Runs) -> str:
 
 
 def _grounding_table(runs: Runs) -> str:
-    """Every model's regions, and on real photos those of the rules for the entities of the first model."""
+    """Every model's regions, and on real photos those of the rules for the entities of the model with the grounding loss."""
     lines = []
-    for (data, model), group in _group(runs).items():
-        rules = ("model",) if data != "phototweets" or model != FULL else ("model", *RULES)
-        for rule in rules:
+    grounded = [run for run in runs if "region_recall" in run["measures"]]
+    for (data, model), group in _group(grounded).items():
+        for rule in ("model", *RULES) if model == WITH_GROUNDING else ("model",):
             scores = [run["measures"][rule] for run in group]
             f1 = spread((next(iter(run["scores"].values()))["f1"] for run in group), digits=1) if rule == "model" else "–"
             names = ("grounding_accuracy", "shown", "not_shown", "gmner_f1", "eeg_f1")
