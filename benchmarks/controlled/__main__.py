@@ -1,9 +1,9 @@
 """The controlled experiments: is each level of the paper used for what it is for, and does it do harm where it cannot help?
 
-`python -m benchmarks.controlled [levels relevance text paintings phototweets grounding] [--seeds 0 1 2]` runs every experiment
-that has not been run yet and writes the tables and plots. `--quick` trains each for seconds, in a folder of its own. Real text
-and photos are read from the folder that `HAMLEARNING_DATA` names. A model is scored after its last step. All settings are in
-`experiments.py`.
+`python -m benchmarks.controlled [SECTION …] [--seeds 0 1 2]` runs every experiment that has not been run yet and writes
+tables and plots. The sections are defaults, levels, relevance, text, paintings, phototweets and grounding. `--quick` trains
+each for seconds, in a folder of its own. Real text and photos are read from the folder that `HAMLEARNING_DATA` names. A model
+is scored after its last step. All settings are in `experiments.py`.
 """
 
 from __future__ import annotations

@@ -129,6 +129,41 @@ def _levels_data(scenario: str, seed: int) -> Splits:
     return data, scored
 
 
+# Defaults: does a model with every argument at its default read images, at any width?
+
+
+WIDTHS = (128, 256, 512)
+DEFAULTS_TRAIN, DEFAULTS_TEST = 1600, 400
+FROM_SCRATCH_BACKBONE = "resnet10t from scratch"
+PRETRAINED_BACKBONE = "EfficientNet-Lite0, pretrained and frozen"
+
+
+def _defaults_experiments(seed: int) -> Iterator[Experiment]:
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    text = {
+        "text": "from_scratch",
+        "text_config": {name: SMALL_TEXT[name] for name in sizes},
+        "tokenizer_config": {"kind": "word"},
+        "region_config": {"name": "precomputed"},
+        "per_device_train_batch_size": 16,
+        "num_train_epochs": 6,
+        "learning_rate": 5e-4,
+    }
+    backbones = {
+        FROM_SCRATCH_BACKBONE: {"vision": "resnet10t", "vision_pretrained": False, "image_size": 64},
+        PRETRAINED_BACKBONE: _backbone() | {"freeze_vision": True, "image_size": 160},
+    }
+    for backbone, vision in backbones.items():
+        for width in WIDTHS:
+            settings = text | vision | {"model_config": {"fusion_size": width}}
+            yield Experiment("defaults", "object", f"{backbone}, width {width}", seed, settings)
+
+
+def _defaults_data(seed: int) -> Splits:
+    data = synthetic_splits([DEFAULTS_TRAIN, 0, DEFAULTS_TEST], "object", seed + 1)
+    return data, {"test": data["test"], "none": without_images(data["test"])}
+
+
 # Relevance: half of the posts carry another post's image
 
 
@@ -359,6 +394,7 @@ def data_folder() -> Path:
 
 
 SECTIONS = {
+    "defaults": _defaults_experiments,
     "levels": _levels_experiments,
     "relevance": _relevance_experiments,
     "text": _text_experiments,
@@ -381,6 +417,8 @@ def experiments_for(section: str, seeds: list[int]) -> list[Experiment]:
 
 def load_data(experiment: Experiment) -> Splits:
     """What the experiment is trained on, and the sets it is scored on by their names."""
+    if experiment.section == "defaults":
+        return _defaults_data(experiment.seed)
     if experiment.section in ("levels", "grounding"):
         return _levels_data(experiment.data, experiment.seed)
     if experiment.section == "relevance":

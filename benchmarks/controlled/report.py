@@ -29,6 +29,7 @@ RESULTS = Path("benchmarks/results/controlled")
 DOCUMENTS = (Path("README.md"), Path("docs/benchmarks.md"))
 TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 HEADINGS = {
+    "defaults": "Defaults (synthetic posts)",
     "levels": "Levels (synthetic posts)",
     "relevance": "Relevance (synthetic posts)",
     "text": "Text without images of its own (real text)",
@@ -37,6 +38,8 @@ HEADINGS = {
     "grounding": "Grounding (synthetic posts)",
 }
 EXPLANATIONS = {
+    "defaults": "What a region looks like determines an entity's type. Every argument of the model but its width is at its "
+    "default. The text encoder has two layers and starts from scratch; six epochs of 1,600 posts.",
     "levels": "In each set, one kind of evidence in the image determines an entity's type. `grounding` is the share of the "
     "entities that report the region which determines their type (IoU of 0.5 or more). `clue_grounding` is the same for the "
     "region that leads to it: in iterations the ball on the named side, in spatial the star in a frame. In spatial, two frames "
@@ -123,6 +126,7 @@ def document_tables(runs: Runs) -> dict[str, str]:
     """The tables that the documents show, by their names."""
     return {
         "summary": _summary_table(runs),
+        "defaults": _defaults_table(_select(runs, "defaults")),
         "levels": _levels_table(_select(runs, "levels")),
         "relevance": _relevance_table(_select(runs, "relevance")),
         "text": _text_table(_select(runs, "text")),
@@ -257,6 +261,12 @@ def _summary_table(runs: Runs) -> str:
         ["real photos, labels by a language model", "paintings", f"with the image {own}; model of the text alone {without}"]
     )
     return markdown_table(["posts", "task", "F1 in percent, mean ± deviation of the seeds"], lines)
+
+
+def _defaults_table(runs: Runs) -> str:
+    own, none = (_score_cell(runs, name) for name in ("test", "none"))
+    lines = [[model, str(len(group)), own(data, model), none(data, model)] for (data, model), group in _group(runs).items()]
+    return markdown_table(["defaults (synthetic posts, F1)", "seeds", "own image", "no image"], lines)
 
 
 def _levels_table(runs: Runs) -> str:
