@@ -42,7 +42,8 @@ class HamLearningProcessor(ProcessorMixin):
         tokenizer: any tokenizer; one that is not fast, such as BERTweet's, reads each word by itself.
         region_config (`dict`, `list` or `str`, *optional*): `{"name": "anchors" | "grid" | "precomputed" |
             "object-detection", "max_regions": 16, …}` with the extractor's options beside them; an extractor's name alone;
-            or a list of those, whose regions are joined. Defaults to the anchors, 14 boxes made for real photos.
+            or a list of those, whose regions are joined. Defaults to the anchors, 14 boxes made for real photos. Regions that
+            come with a post replace the extractor's, or with `"precomputed"` in the list are joined with them.
         max_length (`int`, *optional*): sub-tokens of a window, special ones included; the tokenizer's own limit if unset.
 
     >>> processor = HamLearningProcessor(tokenizer=tokenizer, image_processor=HamLearningImageProcessor())
@@ -181,10 +182,10 @@ class HamLearningProcessor(ProcessorMixin):
         return self._load_images(images, names, allow_urls, target_sizes)
 
     def target_size(self, boxes: list | None) -> tuple[int, int] | None:
-        """The least height and width that the image processor and, for a post without boxes, the region extractor need; `None`
-        where it is not known.
+        """The least height and width that the image processor and, where it looks at the image of a post that comes with these
+        boxes, the region extractor need; `None` where it is not known.
         """
-        size, side = resize_target(self.image_processor), self._extract.image_side if boxes is None else 0
+        size, side = resize_target(self.image_processor), self._extract.image_side if self._extracts(boxes) else 0
         return None if size is None or side is None else (max(size[0], side), max(size[1], side))
 
     @staticmethod
@@ -212,7 +213,8 @@ class HamLearningProcessor(ProcessorMixin):
         names: list[str] | None = None,
     ) -> list[Regions]:
         """Regions of posts: those that come with a post, else those of the extractor, at most `max_regions`; none where the
-        image is `None`. Where `needs_image` says no, anything else may stand for an image.
+        image is `None`. An extractor that joins `"precomputed"` with others adds to what comes with a post. Where `needs_image`
+        says no, anything else may stand for an image.
 
         Raises:
             ValueError: naming the post (`names[i]`, or its place) and the field.
@@ -220,24 +222,32 @@ class HamLearningProcessor(ProcessorMixin):
         count = len(images)
         names = names or [f"post {index}" for index in range(count)]
         boxes, box_labels, box_scores = (value or [None] * count for value in (boxes, box_labels, box_scores))
-        without_boxes = [place for place in range(count) if images[place] is not None and boxes[place] is None]
-        for place in without_boxes:
-            if self.needs_image(None) and not isinstance(images[place], Image.Image):
-                raise ValueError(f"{names[place]}, field boxes: expected boxes, or the image itself to find them in, got neither")
-        extracted = self._extract([images[place] for place in without_boxes])
-        regions = dict(zip(without_boxes, extracted, strict=True))
+        regions: list[Regions | None] = [None] * count
         for place in range(count):
             if boxes[place] is not None:
-                checked = check_regions(boxes[place], box_labels[place], box_scores[place], names[place])
-                regions[place] = checked if images[place] is not None else no_regions()
+                regions[place] = check_regions(boxes[place], box_labels[place], box_scores[place], names[place])
             elif box_labels[place] is not None or box_scores[place] is not None:
                 raise ValueError(f"{names[place]}, field boxes: expected boxes beside the labels or scores, got None")
+        extracting = [place for place in range(count) if images[place] is not None and self._extracts(boxes[place])]
+        for place in extracting:
+            if self.needs_image(boxes[place]) and not isinstance(images[place], Image.Image):
+                raise ValueError(f"{names[place]}, field boxes: expected boxes, or the image itself to find them in, got neither")
+        extracted = self._extract([images[place] for place in extracting], [regions[place] for place in extracting])
+        for place, found in zip(extracting, extracted, strict=True):
+            regions[place] = found
         max_regions = self.region_config["max_regions"]
-        return [keep_best(regions.get(place, no_regions()), max_regions) for place in range(count)]
+        return [
+            no_regions() if image is None or own is None else keep_best(own, max_regions)
+            for image, own in zip(images, regions, strict=True)
+        ]
 
     def needs_image(self, boxes: list | None) -> bool:
         """Whether the regions of a post that comes with these boxes are found by looking at its image."""
-        return boxes is None and self._extract.reads_images
+        return self._extracts(boxes) and self._extract.reads_images
+
+    def _extracts(self, boxes: list | None) -> bool:
+        """Whether the extractor is asked for a post that comes with these boxes."""
+        return boxes is None or self._extract.reads_given
 
     @staticmethod
     def _words(text: Any, is_split_into_words: bool) -> tuple[list[list[str]], bool]:

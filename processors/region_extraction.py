@@ -1,4 +1,9 @@
-"""Regions of an image: found by a detector, precomputed with the post, or boxes that are the same for every image."""
+"""Regions of an image: found by a detector, precomputed with the post, or boxes that are the same for every image.
+
+An extractor is called with the images of posts and the regions that came with each post (`None` where none did). One that
+does not read these (`reads_given`) is asked for the other posts only. `image_side` is the least side, in pixels, of the images
+that it needs, 0 if it looks at none and `None` if it is not known.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +32,13 @@ def no_regions() -> Regions:
 class FixedRegionExtractor:
     """The same boxes, without labels, for every image. Base of the extractors that need no weights."""
 
-    reads_images = False
+    reads_images = reads_given = False
     image_side = 0
 
     def __init__(self, boxes: list[list[float]], score: float):
         self.regions: Regions = {"boxes": boxes, "box_labels": [""] * len(boxes), "box_scores": [score] * len(boxes)}
 
-    def __call__(self, images: list) -> list[Regions]:
+    def __call__(self, images: list, given: list[Regions | None]) -> list[Regions]:
         return [{field: list(values) for field, values in self.regions.items()} for _ in images]
 
 
@@ -85,13 +90,13 @@ def _starts(length: float, count: int) -> list[float]:
 
 
 class PrecomputedRegionExtractor:
-    """`"precomputed"`: only what comes with the post."""
+    """`"precomputed"`: what comes with the post."""
 
-    reads_images = False
+    reads_images, reads_given = False, True
     image_side = 0
 
-    def __call__(self, images: list) -> list[Regions]:
-        return [no_regions() for _ in images]
+    def __call__(self, images: list, given: list[Regions | None]) -> list[Regions]:
+        return [no_regions() if regions is None else regions for regions in given]
 
 
 class ObjectDetectionRegionExtractor:
@@ -109,7 +114,7 @@ class ObjectDetectionRegionExtractor:
         device: where the detector runs.
     """
 
-    reads_images = True
+    reads_images, reads_given = True, False
 
     def __init__(
         self,
@@ -144,7 +149,7 @@ class ObjectDetectionRegionExtractor:
         return size.get("shortest_edge") or max(size.get("height") or 0, size.get("width") or 0) or None
 
     @torch.no_grad()
-    def __call__(self, images: list[Image.Image]) -> list[Regions]:
+    def __call__(self, images: list[Image.Image], given: list[Regions | None]) -> list[Regions]:
         if not images:
             return []
         processor, model = self._processor, self._detector
@@ -173,8 +178,9 @@ class ObjectDetectionRegionExtractor:
 class JoinedRegionExtractor:
     """`"joined"`: the regions of several extractors, equal boxes merged.
 
-    Of equal boxes the one of best score stays. Boxes of extractors that do not look at the image score 0, so that a bound on
-    the number of regions keeps them last.
+    Of equal boxes the one of best score stays. Boxes that are the same for every image score 0, so that a bound on the number
+    of regions keeps them last. With `"precomputed"` in the list, the regions that come with a post are joined with the others';
+    without it they are the post's only ones.
 
     Args:
         extractors: a `region_config` each; its `max_regions` bounds what that extractor adds.
@@ -187,17 +193,18 @@ class JoinedRegionExtractor:
         self.max_regions = [config.pop("max_regions") for config in configs]
         self.extractors = [build_region_extractor(**config) for config in configs]
         self.reads_images = any(extractor.reads_images for extractor in self.extractors)
+        self.reads_given = any(extractor.reads_given for extractor in self.extractors)
 
     @property
     def image_side(self) -> int | None:
         sides = [extractor.image_side for extractor in self.extractors]
         return None if None in sides else max(sides)
 
-    def __call__(self, images: list) -> list[Regions]:
+    def __call__(self, images: list, given: list[Regions | None]) -> list[Regions]:
         parts = []
         for extractor, max_regions in zip(self.extractors, self.max_regions, strict=True):
-            part = [keep_best(regions, max_regions) for regions in extractor(images)]
-            if not extractor.reads_images:
+            part = [keep_best(regions, max_regions) for regions in extractor(images, given)]
+            if isinstance(extractor, FixedRegionExtractor):
                 part = [regions | {"box_scores": [0.0] * len(regions["boxes"])} for regions in part]
             parts.append(part)
         return [_join(image_parts) for image_parts in zip(*parts, strict=True)]

@@ -45,7 +45,7 @@ class ModelArguments:
     image_size: int = field(default=224, metadata={"help": "Side of the square the images are resized to."})
     region_config: dict[str, Any] = field(
         default_factory=dict,
-        metadata={"help": "name (anchors, grid, precomputed, object-detection), max_regions, options; anchors if unset."},
+        metadata={"help": "name (anchors, grid, precomputed, object-detection), max_regions, options; or a list of names."},
     )
     max_length: int | None = field(default=None, metadata={"help": "Sub-tokens of a window of text."})
     model: str | None = field(

@@ -11,7 +11,6 @@ from datasets import DatasetDict, concatenate_datasets
 
 from mner_data.loading import load_splits
 from mner_data.synthetic_posts import mixed_relevance_dataset, synthetic_dataset, synthetic_splits
-from processors.region_extraction import REGION_FIELDS, AnchorRegionExtractor
 from training.arguments import NO_LEVELS
 
 from .perturbations import (
@@ -301,20 +300,22 @@ def _paintings_data(images: str, seed: int) -> Splits:
 
 # Rows that carry a claim are run with five seeds, the others with three.
 MORE_SEEDS = (3, 4)
-# A photo's regions are those of a detector and the anchors behind them, unless the model's name says otherwise.
+# A photo's regions are those of a detector, which come with the post, and the anchors behind them.
 MOST_REGIONS = 24
+REGIONS = {"name": "joined", "extractors": ["precomputed", "anchors"], "max_regions": MOST_REGIONS}
 DETECTOR_ALONE, ANCHORS_ALONE = "regions of the detector alone", "anchors alone"
+OTHER_REGIONS = {
+    DETECTOR_ALONE: {"region_config": {"name": "precomputed"}},
+    ANCHORS_ALONE: {"region_config": {"name": "joined", "extractors": [{"name": "precomputed", "max_regions": 0}, "anchors"]}},
+    "no regions": {"model_config": ONLY_SCENE},
+}
 WITH_GROUNDING = "with the grounding loss"
 GROUNDED = {"grounding_loss_weight": 1.0}
 
 
-def _photo_settings() -> dict:
-    regions = {"name": "precomputed", "max_regions": MOST_REGIONS}
-    return _real_text_settings() | {"freeze_vision": True, "region_config": regions}
-
-
 def _phototweets_experiments(seed: int) -> Iterator[Experiment]:
-    text, frozen = _real_text_settings(), _photo_settings()
+    text = _real_text_settings()
+    frozen = text | {"freeze_vision": True, "region_config": REGIONS}
 
     def experiment(model: str, settings: dict = frozen, images: str = "own", **options) -> Experiment:
         return Experiment("phototweets", "phototweets", model, seed, settings, images=images, **options)
@@ -328,17 +329,16 @@ def _phototweets_experiments(seed: int) -> Iterator[Experiment]:
     yield experiment(PLAIN, text, "none", baseline="plain")
     yield experiment(POOLED, baseline="pooled")
     yield experiment(WITHOUT_MATCHING, frozen | {"model_config": {"relevance_loss_weight": 0.0}})
-    yield experiment(DETECTOR_ALONE)
-    yield experiment(ANCHORS_ALONE)
-    yield experiment("no regions", frozen | {"model_config": ONLY_SCENE})
+    for model, changed in OTHER_REGIONS.items():
+        yield experiment(model, frozen | changed)
     for model, switches in LEFT_OUT.items():
         yield experiment(model, frozen | {"model_config": switches})
     if seed == 0:
         yield experiment("backbone trained", frozen | {"freeze_vision": False, "vision_learning_rate": 1e-4})
 
 
-def _phototweets_data(model: str, images: str, seed: int) -> Splits:
-    data = _phototweets(model)
+def _phototweets_data(images: str, seed: int) -> Splits:
+    data = load_splits(str(data_folder() / "phototweets"))[0]
     train, valid = data["train"], data["validation"]
     scored = {"none": without_images(valid)}
     if images == "none":
@@ -347,19 +347,6 @@ def _phototweets_data(model: str, images: str, seed: int) -> Splits:
         train = with_another_posts_images(train, seed)
     scored = {"own": valid, "swapped": with_another_posts_images(valid, seed)} | scored
     return DatasetDict({"train": train, "validation": valid}), scored
-
-
-@cache
-def _phototweets(model: str) -> DatasetDict:
-    """The posts with the regions that the model's name says."""
-    anchors = AnchorRegionExtractor().regions
-
-    def with_regions(row: dict) -> dict:
-        if not row["image"] or model == DETECTOR_ALONE:
-            return {}
-        return {name: [*([] if model == ANCHORS_ALONE else row[name]), *anchors[name]] for name in REGION_FIELDS}
-
-    return load_splits(str(data_folder() / "phototweets"))[0].map(with_regions)
 
 
 def photo_support() -> dict[str, int]:
@@ -426,5 +413,5 @@ def load_data(experiment: Experiment) -> Splits:
     if experiment.section == "text":
         return _text_data(experiment.data, experiment.images, experiment.seed)
     if experiment.section == "phototweets":
-        return _phototweets_data(experiment.model, experiment.images, experiment.seed)
+        return _phototweets_data(experiment.images, experiment.seed)
     return _paintings_data(experiment.images, experiment.seed)

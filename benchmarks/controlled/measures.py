@@ -18,7 +18,7 @@ from torchvision.ops import box_iou
 from mner_data.loading import dataset_labels, row_to_post
 from modeling_hamlearning import LEVELS, HamLearningForTokenClassification, MnerPipeline
 from modeling_hamlearning.grounding import MIN_IOU
-from processors import HamLearningProcessor
+from processors import REGION_FIELDS, HamLearningProcessor
 from training.collator import MnerCollator
 from training.errors import Counts, count_entities, gold_entities, predicted_entities
 from training.metric import MnerMetric
@@ -117,6 +117,7 @@ def grounding_of_rules(
     """
     labels = dataset_labels(rows)
     predictions: list[list[str]] = []
+    hits: list[bool] = []
     regions: dict[str, list[list]] = {rule: [] for rule in ("model", "whole image", "never shown", "person")}
     for row, entities in zip(rows, _tag(model, processor, rows), strict=True):
         size = image_size(row["image"]) if row["image"] else None
@@ -128,14 +129,10 @@ def grounding_of_rules(
         regions["whole image"].append([whole for _ in entities])
         regions["never shown"].append([None for _ in entities])
         regions["person"].append([largest if entity["entity_group"] == "PER" else whole for entity in entities])
+        given = {name: [row.get(name)] for name in REGION_FIELDS}
+        proposed = processor.extract_regions([size], **given)[0]["boxes"]
+        hits += [bool(proposed) and _best_iou(proposed, boxes) >= MIN_IOU for boxes in row["entity_boxes"] or [] if boxes]
     references = [[labels[tag] for tag in tags] for tags in rows["ner_tags"]]
-    shown = [
-        (boxes, row_boxes)
-        for entity_boxes, row_boxes in zip(rows["entity_boxes"], rows["boxes"], strict=True)
-        for boxes in entity_boxes or []
-        if boxes
-    ]
-    hits = [bool(row_boxes) and _best_iou(row_boxes, boxes) >= MIN_IOU for boxes, row_boxes in shown]
     scores: dict[str, Any] = {"region_recall": float(np.mean(hits)) if hits else None}
     for rule, rule_regions in regions.items():
         scores[rule] = {

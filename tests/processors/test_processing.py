@@ -213,6 +213,34 @@ def test_a_list_of_extractors_joins_their_regions(detector):
     assert processor.needs_image(None) and not make_processor(region_config=["anchors", "grid"]).needs_image(None)
 
 
+def test_regions_of_a_post_are_joined_with_those_of_other_extractors_where_the_config_says_so(detector):
+    own, none = [[0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 1.0, 1.0]], []
+    given = {"boxes": [own, none, None, own], "box_labels": [["a", "b"], [], None, ["c", "d"]]}
+    images = [(1, 1), (1, 1), (1, 1), None]
+    processor = make_processor(region_config=["precomputed", "anchors"])
+    with_own, with_none, without, no_image = processor.extract_regions(images, **given)
+    (anchors,) = make_processor(region_config="anchors").extract_regions([(1, 1)])
+    # The whole image is an anchor too: it keeps the score and the label that came with the post.
+    assert with_own["boxes"][:2] == own and with_own["box_labels"][:2] == ["a", "b"] and with_own["box_scores"][:2] == [1.0, 1.0]
+    assert with_own["boxes"][2:] == [box for box in anchors["boxes"] if box != own[1]] and not any(with_own["box_scores"][2:])
+    assert with_none == without == anchors and no_image["boxes"] == []
+    replaced = make_processor(region_config=["grid", "anchors"]).extract_regions(images, **given)
+    assert [len(regions["boxes"]) for regions in replaced] == [2, 0, 16, 0]
+    bounded = make_processor(region_config=[{"name": "precomputed", "max_regions": 1}, "grid"])
+    assert [len(regions["boxes"]) for regions in bounded.extract_regions(images, **given)] == [5, 4, 4, 0]
+    detection = {"name": "object-detection", "model": str(detector), "threshold": 0.0, "max_regions": 3}
+    looking = make_processor(region_config=["precomputed", detection])
+    assert looking.needs_image(own) and not processor.needs_image(None)
+    image = pure_noise(Image.new("RGB", (40, 30)))
+    assert len(looking.extract_regions([image], boxes=[own])[0]["boxes"]) == 5
+    alone = make_processor(region_config=detection)
+    for each in (looking, alone):
+        each.image_processor.size = {"height": 1, "width": 1}
+    assert looking.target_size(own) == looking.target_size(None) == alone.target_size(None) != alone.target_size(own) == (1, 1)
+    with pytest.raises(ValueError, match="the image itself to find them in"):
+        looking.extract_regions([(1, 1)], boxes=[own])
+
+
 def test_of_equal_boxes_the_best_score_stays():
     def part(*regions):
         return dict(zip(REGION_FIELDS, map(list, zip(*regions, strict=True)), strict=True))
