@@ -17,7 +17,7 @@ text_config: {hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, int
 tokenizer_config: {kind: word, min_count: 1}
 vision: resnet10t
 vision_pretrained: false
-image_size: 32
+image_size: 64
 region_config: {name: precomputed}
 model_config: {fusion_size: 32, num_iterations: 1, fusion_attention_heads: 2}
 output_dir: nowhere
