@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from transformers import BertConfig, BertForTokenClassification, pipeline
 
-from hub_scripts.export_onnx import export, quantize
+from hub_scripts.export_onnx import export
+from hub_scripts.quantize_onnx import quantize
 from mner_data.loading import dataset_labels, load_splits, row_to_post
 from modeling_hamlearning import (
     HamLearningCRF,

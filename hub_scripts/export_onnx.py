@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
-from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from mner_data.readers import IMAGE_SUFFIXES
 from modeling_hamlearning import (
     LEVELS,
     HamLearningForTokenClassification,
@@ -31,20 +27,9 @@ from modeling_hamlearning.grounding import ABSENT_SCORE
 from modeling_hamlearning.onnx_hamlearning import TAGGER_FILE, VISION_FILE
 from processors import HamLearningProcessor
 
-try:
-    import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quant_pre_process, quantize_dynamic, quantize_static
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-except ImportError as error:
-    raise SystemExit(f"export_onnx needs the extra onnx ({error}): pip install 'hamlearning[onnx]'") from error
+from .quantize_onnx import quantize
 
 OPSET = 20
-# How many numbers along a matrix row share one scale, and onnxruntime's code for 8-bit by 8-bit products.
-BLOCK_SIZE, INT8_ACCURACY_LEVEL = 128, 4
-# Images that tell the range of each layer's values, and what becomes int8 beside the convolutions: the activations that end
-# them, and, in a network of convolutions alone, the additions between them.
-CALIBRATION_IMAGES = 32
-ACTIVATIONS, BETWEEN = ("Relu", "Clip", "MaxPool"), ("Add",)
 OUTPUTS, GROUNDING_OUTPUT = ["logits", "relevance", "word_region_attention"], "grounding_scores"
 # A protobuf file holds no more.
 MAX_BYTES = 2**31
@@ -173,81 +158,6 @@ def export(model_dir: str | Path, folder: str | Path):
         del model.model.vision_encoder
     outputs = [*OUTPUTS, GROUNDING_OUTPUT] if model.config.has_grounding else OUTPUTS
     _write(TaggerGraph(model), _example(channels), folder / TAGGER_FILE, outputs)
-
-
-def quantize(folder: str | Path, calibration_images: str | Path | None = None):
-    """Give the matrix products of both encoders 8-bit weights, whose inputs are rounded at run time, and the convolutions 8-bit
-    weights and values, by the range that the values have on a folder of images.
-
-    Without such a folder the convolutions stay as they are. The image branch always does.
-
-    Raises:
-        ValueError: the folder holds no image, or one that cannot be read.
-    """
-    images = None if calibration_images is None else _image_files(Path(calibration_images))
-    for path in Path(folder).glob("*.onnx"):
-        with tempfile.TemporaryDirectory() as scratch:
-            prepared = Path(scratch, path.name)
-            quant_pre_process(path, prepared, skip_symbolic_shape=True)
-            if has_products := _quantize_products(prepared, path):
-                prepared.write_bytes(path.read_bytes())
-            if path.name == VISION_FILE and images is not None:
-                values = _PixelValues(images, HamLearningProcessor.from_pretrained(folder, trust_remote_code=True))
-                quantize_static(
-                    prepared,
-                    path,
-                    values,
-                    op_types_to_quantize=["Conv", *ACTIVATIONS, *(() if has_products else BETWEEN)],
-                    activation_type=QuantType.QUInt8,
-                    weight_type=QuantType.QInt8,
-                    per_channel=True,
-                )
-
-
-def _quantize_products(prepared: Path, path: Path) -> bool:
-    """Write the graph with its products of a matrix of weights in int8; whether it has any."""
-    graph = onnx.load(prepared)
-    shapes = {weights.name: weights.dims for weights in graph.graph.initializer}
-    products = [node for node in graph.graph.node if node.op_type == "MatMul" and node.input[1] in shapes]
-    if not products:
-        return False
-    # The inputs of a narrowing product come out of an activation and have a few large values: one range for the
-    # whole batch is too coarse for them, so they are rounded in blocks. The other products are faster without blocks.
-    wide = [node.name for node in products if shapes[node.input[1]][0] <= shapes[node.input[1]][1]]
-    if len(wide) < len(products):
-        in_blocks = MatMulNBitsQuantizer(
-            graph,
-            bits=8,
-            block_size=BLOCK_SIZE,
-            is_symmetric=True,
-            accuracy_level=INT8_ACCURACY_LEVEL,
-            nodes_to_exclude=wide,
-        )
-        in_blocks.process()
-        in_blocks.model.save_model_to_file(str(prepared), False)
-    quantize_dynamic(prepared, path, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8, per_channel=True)
-    return True
-
-
-def _image_files(folder: Path) -> list[Path]:
-    """At most CALIBRATION_IMAGES images of a folder, evenly spaced by name."""
-    files = sorted(file for file in folder.glob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise ValueError(f"calibration_images: expected a folder with images, got {folder}")
-    return files[:: -(-len(files) // CALIBRATION_IMAGES)]
-
-
-class _PixelValues(CalibrationDataReader):
-    """Images one by one, as the vision graph takes them."""
-
-    def __init__(self, files: list[Path], processor: HamLearningProcessor):
-        self.files, self.processor = iter(tqdm(files, desc="calibration")), processor
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        if (file := next(self.files, None)) is None:
-            return None
-        (image,), _ = self.processor.load_reduced_images([str(file)], names=[f"calibration_images, {file.name}"])
-        return {"pixel_values": self.processor.image_processor(images=[image], return_tensors="pt")["pixel_values"].numpy()}
 
 
 def _example(channels: int) -> dict[str, tuple[Tensor, tuple[int, ...]]]:

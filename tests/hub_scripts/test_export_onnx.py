@@ -7,15 +7,20 @@ import subprocess
 import sys
 from itertools import product
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
 from transformers import pipeline
 
-from hub_scripts.export_onnx import export, main, quantize
+from hub_scripts import quantize_onnx
+from hub_scripts.export_onnx import export, main
+from hub_scripts.quantize_onnx import quantize
 from mner_data.synthetic_images import pure_noise
 from modeling_hamlearning import HamLearningForTokenClassification, HamLearningOnnxForTokenClassification
+from tests.tiny import tiny_tokenizer
 from tests.tiny_model import random_batch, saved_tiny_model
 
 FIELDS = ("logits", "relevance", "word_region_attention", "grounding_scores")
@@ -171,6 +176,52 @@ def test_int8_is_close(folders, eager):
     graph = onnx.load(folders / "int8" / "model.onnx").graph
     weights = {tensor.name for tensor in graph.initializer}
     assert not [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]
+
+
+def product_of_embeddings(path, num_ids, wide=48, large=100.0):
+    """Writes a graph of one product, whose input has a channel of large values that the matrix makes small again."""
+    generator = np.random.default_rng(0)
+    embeddings, matrix = generator.normal(size=(num_ids, 32)), generator.normal(size=(32, wide))
+    embeddings[:, 3] *= large
+    matrix[3] /= large
+    ids = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["B", "N", "S"])
+        for name in ("input_ids", "attention_mask")
+    ]
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Gather", ["embeddings", "input_ids"], ["inputs"]),
+            onnx.helper.make_node("MatMul", ["inputs", "matrix"], ["outputs"], name="product"),
+        ],
+        "product",
+        ids,
+        [onnx.helper.make_tensor_value_info("outputs", onnx.TensorProto.FLOAT, ["B", "N", "S", wide])],
+        [
+            onnx.numpy_helper.from_array(values.astype(np.float32), name)
+            for name, values in (("embeddings", embeddings), ("matrix", matrix))
+        ],
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), path)
+
+
+def test_a_channel_of_large_values_does_not_spoil_the_others(tmp_path):
+    tokenizer = tiny_tokenizer("bert")
+    product_of_embeddings(tmp_path / "exact.onnx", len(tokenizer))
+    shutil.copy(tmp_path / "exact.onnx", tmp_path / "smooth.onnx")
+    quantize_onnx._smooth(tmp_path / "smooth.onnx", tokenizer)
+    ids = np.random.default_rng(1).integers(len(tokenizer), size=(2, 1, 16))
+
+    def outputs(name):
+        session = onnxruntime.InferenceSession(tmp_path / name)
+        return session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
+
+    for name in ("exact", "smooth"):
+        quantize_onnx._quantize_products(tmp_path / f"{name}.onnx", tmp_path / f"{name}-int8.onnx")
+    expected = outputs("exact.onnx")
+    np.testing.assert_allclose(outputs("smooth.onnx"), expected, atol=1e-4, rtol=1e-4)
+    errors = {name: (outputs(f"{name}-int8.onnx") - expected).std() / expected.std() for name in ("exact", "smooth")}
+    assert errors["smooth"] < 0.02 < 0.1 < errors["exact"], errors
+    assert "matrix" not in {tensor.name for tensor in onnx.load(tmp_path / "smooth.onnx").graph.initializer}
 
 
 def test_int8_of_the_backbone_is_close_and_by_channel(folders, eager):
