@@ -63,7 +63,7 @@ def post_html(text: str, image: Image.Image | None, entities: list[dict[str, Any
         rows = (
             f'<tr><td><i style="--c: {color_of(entity["entity_group"], groups)}"></i>{escape(entity["word"])}</td>'
             f"<td>{escape(entity['entity_group'])}</td><td>{entity['score']:.2f}</td>"
-            f"<td>{escape(_region_cell(entity['region']))}</td></tr>"
+            f"<td>{escape(_region_cell(entity['region'], image))}</td></tr>"
             for entity in ordered
         )
         head = "<tr><th>Entity</th><th>Type</th><th>Score</th><th>Region</th></tr>"
@@ -78,12 +78,13 @@ def post_html(text: str, image: Image.Image | None, entities: list[dict[str, Any
     return "".join(parts)
 
 
-def _region_cell(region: dict[str, Any] | None) -> str:
-    """The region's label and, from a model with a grounding head, how probable it is that the region shows the entity."""
+def _region_cell(region: dict[str, Any] | None, image: Image.Image | None) -> str:
+    """What the region is and, from a model with a grounding head, how probable it is that the region shows the entity."""
     if region is None:
         return "–"
-    probability = f" {region['probability']:.2f}" if "probability" in region else ""
-    return (region["label"] or "unnamed") + probability
+    is_whole = image is not None and [region["box"][side] for side in SIDES] == [0, 0, *image.size]
+    name = region["label"] or ("the whole photo" if is_whole else "a part of the photo")
+    return f"{name}, {region['probability']:.0%} likely" if "probability" in region else name
 
 
 def _displayed_width(image: Image.Image) -> float:

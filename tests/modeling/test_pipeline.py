@@ -238,7 +238,9 @@ def test_a_grounding_head_names_the_region_or_none(tmp_path, monkeypatch):
     assert first["region"]["probability"] == pytest.approx(torch.tensor([0.0, 0, 2, 0, 0]).softmax(0)[2].item())
     assert second["region"] is None and len(second["region_attention"]) == 4
     html = grounded.draw_html(post, [first, second])
-    assert f"<td>unnamed {first['region']['probability']:.2f}</td>" in html and "<td>–</td>" in html
+    assert f"<td>a part of the photo, {first['region']['probability']:.0%} likely</td>" in html and "<td>–</td>" in html
+    first["region"]["box"] = {"xmin": 0, "ymin": 0, "xmax": 80, "ymax": 40}
+    assert "<td>the whole photo, " in grounded.draw_html(post, [first, second])
     assert [entity["region"] for entity in grounded(post["text"])] == [None, None]
 
 
