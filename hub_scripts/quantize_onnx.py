@@ -33,8 +33,8 @@ SMOOTHING_TEXTS, SMOOTHING_LENGTH = 32, 30
 
 
 def quantize(folder: str | Path, calibration_images: str | Path | None = None):
-    """Give the matrix products of both encoders 8-bit weights, whose inputs are rounded at run time, and the convolutions 8-bit
-    weights and values, by the range that the values have on a folder of images.
+    """Give the matrix products of both encoders 8-bit weights, whose inputs are rounded at run time (the text encoder's after
+    they are smoothed), and the convolutions 8-bit weights and values, by the range that the values have on a folder of images.
 
     Without such a folder the convolutions stay as they are. The image branch always does.
 

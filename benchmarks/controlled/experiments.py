@@ -133,8 +133,6 @@ def _levels_data(scenario: str, seed: int) -> Splits:
 
 WIDTHS = (128, 256, 512)
 DEFAULTS_TRAIN, DEFAULTS_TEST = 1600, 400
-FROM_SCRATCH_BACKBONE = "resnet10t from scratch"
-PRETRAINED_BACKBONE = "EfficientNet-Lite0, pretrained and frozen"
 
 
 def _defaults_experiments(seed: int) -> Iterator[Experiment]:
@@ -149,8 +147,8 @@ def _defaults_experiments(seed: int) -> Iterator[Experiment]:
         "learning_rate": 5e-4,
     }
     backbones = {
-        FROM_SCRATCH_BACKBONE: {"vision": "resnet10t", "vision_pretrained": False, "image_size": 64},
-        PRETRAINED_BACKBONE: _backbone() | {"freeze_vision": True, "image_size": 160},
+        "resnet10t from scratch": {"vision": "resnet10t", "vision_pretrained": False, "image_size": 64},
+        "EfficientNet-Lite0, pretrained and frozen": _backbone() | {"freeze_vision": True, "image_size": 160},
     }
     for backbone, vision in backbones.items():
         for width in WIDTHS:
@@ -302,8 +300,7 @@ def _paintings_data(images: str, seed: int) -> Splits:
 # (`benchmarks.paper_tables benchmarks/phototweets.yaml`).
 MORE_SEEDS = (3, 4)
 # A photo's regions are those of a detector, which come with the post, and the anchors behind them.
-MOST_REGIONS = 24
-REGIONS = {"name": "joined", "extractors": ["precomputed", "anchors"], "max_regions": MOST_REGIONS}
+REGIONS = {"name": "joined", "extractors": ["precomputed", "anchors"], "max_regions": 24}
 DETECTOR_ALONE, ANCHORS_ALONE = "regions of the detector alone", "anchors alone"
 OTHER_REGIONS = {
     DETECTOR_ALONE: {"region_config": {"name": "precomputed"}},
