@@ -1,8 +1,8 @@
 """Regions of an image: found by a detector, precomputed with the post, or boxes that are the same for every image.
 
-An extractor is called with the images of posts and the regions that came with each post (`None` where none did). One that
-does not read these (`reads_given`) is asked for the other posts only. `image_side` is the least side, in pixels, of the images
-that it needs, 0 if it looks at none and `None` if it is not known.
+An extractor is called with the images of posts and, if there are any, the regions that came with each post (`None` where none
+did). One that does not read these (`reads_given`) is asked for the other posts only. `image_side` is the least side, in pixels,
+of the images that it needs, 0 if it looks at none and `None` if it is not known.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class FixedRegionExtractor:
     def __init__(self, boxes: list[list[float]], score: float):
         self.regions: Regions = {"boxes": boxes, "box_labels": [""] * len(boxes), "box_scores": [score] * len(boxes)}
 
-    def __call__(self, images: list, given: list[Regions | None]) -> list[Regions]:
+    def __call__(self, images: list, given: list[Regions | None] | None = None) -> list[Regions]:
         return [{field: list(values) for field, values in self.regions.items()} for _ in images]
 
 
@@ -95,8 +95,8 @@ class PrecomputedRegionExtractor:
     reads_images, reads_given = False, True
     image_side = 0
 
-    def __call__(self, images: list, given: list[Regions | None]) -> list[Regions]:
-        return [no_regions() if regions is None else regions for regions in given]
+    def __call__(self, images: list, given: list[Regions | None] | None = None) -> list[Regions]:
+        return [no_regions() if regions is None else regions for regions in given or [None] * len(images)]
 
 
 class ObjectDetectionRegionExtractor:
@@ -149,7 +149,7 @@ class ObjectDetectionRegionExtractor:
         return size.get("shortest_edge") or max(size.get("height") or 0, size.get("width") or 0) or None
 
     @torch.no_grad()
-    def __call__(self, images: list[Image.Image], given: list[Regions | None]) -> list[Regions]:
+    def __call__(self, images: list[Image.Image], given: list[Regions | None] | None = None) -> list[Regions]:
         if not images:
             return []
         processor, model = self._processor, self._detector
@@ -200,7 +200,7 @@ class JoinedRegionExtractor:
         sides = [extractor.image_side for extractor in self.extractors]
         return None if None in sides else max(sides)
 
-    def __call__(self, images: list, given: list[Regions | None]) -> list[Regions]:
+    def __call__(self, images: list, given: list[Regions | None] | None = None) -> list[Regions]:
         parts = []
         for extractor, max_regions in zip(self.extractors, self.max_regions, strict=True):
             part = [keep_best(regions, max_regions) for regions in extractor(images, given)]

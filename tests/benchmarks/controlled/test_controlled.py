@@ -30,7 +30,8 @@ from benchmarks.controlled.perturbations import with_another_posts_images
 from benchmarks.controlled.pretrained_weights import VISION_BACKBONE
 from mner_data.synthetic_posts import synthetic_dataset
 from modeling_hamlearning import HamLearningForTokenClassification
-from processors import HamLearningProcessor
+from processors import HamLearningImageProcessor, HamLearningProcessor
+from tests.tiny import tiny_tokenizer
 from tests.tiny_model import LABELS, saved_tiny_model
 from training.collator import MnerCollator
 
@@ -158,7 +159,9 @@ def test_rules_ground_the_models_entities(monkeypatch):
             yield [{"entity_group": kind, "word_start": first, "word_end": last + 1, "region": None if boxes == [] else whole}]
 
     monkeypatch.setattr(measures, "_tag", tag)
-    scores = measures.grounding_of_rules(None, None, rows)
+    scores = measures.grounding_of_rules(
+        None, HamLearningProcessor(HamLearningImageProcessor(), tiny_tokenizer("bert"), "precomputed"), rows
+    )
     absent = sum(post == [[]] for post in rows["entity_boxes"])
     assert 0 < absent < 8 and scores["region_recall"] == 1
     assert scores["never shown"]["grounding_accuracy"] == scores["never shown"]["gmner_f1"] == pytest.approx(absent / 8)
