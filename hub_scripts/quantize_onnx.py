@@ -42,20 +42,20 @@ def quantize(folder: str | Path, calibration_images: str | Path | None = None):
         ValueError: the folder holds no image, or one that cannot be read.
     """
     images = None if calibration_images is None else _image_files(Path(calibration_images))
+    processor = HamLearningProcessor.from_pretrained(folder, trust_remote_code=True)
     for path in Path(folder).glob("*.onnx"):
         with tempfile.TemporaryDirectory() as scratch:
             prepared = Path(scratch, path.name)
             quant_pre_process(path, prepared, skip_symbolic_shape=True)
             if path.name == TAGGER_FILE:
-                _smooth(prepared, HamLearningProcessor.from_pretrained(folder, trust_remote_code=True).tokenizer)
+                _smooth(prepared, processor.tokenizer)
             if has_products := _quantize_products(prepared, path):
                 prepared.write_bytes(path.read_bytes())
             if path.name == VISION_FILE and images is not None:
-                values = _PixelValues(images, HamLearningProcessor.from_pretrained(folder, trust_remote_code=True))
                 quantize_static(
                     prepared,
                     path,
-                    values,
+                    _PixelValues(images, processor),
                     op_types_to_quantize=["Conv", *ACTIVATIONS, *(() if has_products else BETWEEN)],
                     activation_type=QuantType.QUInt8,
                     weight_type=QuantType.QInt8,
