@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -245,8 +245,8 @@ def compiled(device: str, rounds: int) -> dict[str, float]:
     return found | {"compiled / eager, posts a second": ratio(taken, "eager", "compiled", device=device)}
 
 
-def onnx(device: str, rounds: int, trained_model: str | None = None) -> dict[str, float]:
-    """Exported models beside the model itself and a plain BERT at length 32; F1 of a trained one on real posts."""
+def onnx(device: str, rounds: int, trained_models: Sequence[str] = ()) -> dict[str, float]:
+    """Exported models beside the model itself and a plain BERT at length 32; F1 of trained ones, each on its own data set."""
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
         photos_folder = Path(scratch, "photos")
@@ -271,12 +271,11 @@ def onnx(device: str, rounds: int, trained_model: str | None = None) -> dict[str
                 found[f"{name}, {what} / BERT-32"] = ratio(taken, name, "BERT-32")
                 if name != "eager":
                     found[f"{name} / eager, {what}, posts a second"] = ratio(taken, "eager", name)
-        if trained_model is not None:
-            data = data_folder()
-            models = _exported(trained_model, f"{scratch}/trained", data / "phototweets" / "images")
-            processor = HamLearningProcessor.from_pretrained(trained_model, trust_remote_code=True)
-            for name in ("phototweets", "twitter2017", "twitter2015"):
-                found |= _f1(name, load_splits(str(data / name))[0]["validation"], models, processor)
+        for number, (name, trained) in enumerate(model.split("=", 1) for model in trained_models):
+            models = _exported(trained, f"{scratch}/trained{number}", data_folder() / "phototweets" / "images")
+            processor = HamLearningProcessor.from_pretrained(trained, trust_remote_code=True)
+            rows = load_splits(str(data_folder() / name))[0]["validation"]
+            found |= _f1(f"{name}, {Path(trained).name}", rows, models, processor)
     return found
 
 
@@ -286,7 +285,7 @@ def _f1(what: str, rows: Dataset, models: dict, processor: HamLearningProcessor)
     found = {}
     for name, model in models.items():
         tagged = pipeline("mner", model=model, processor=processor)(posts, batch_size=16)
-        found[f"F1 on {what}, validation, {name}"] = 100 * pipeline_f1(rows, tagged, names)
+        found[f"F1 on {what}: {name}"] = 100 * pipeline_f1(rows, tagged, names)
     return found
 
 
@@ -310,9 +309,11 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
-    parser.add_argument("--trained_model", help="a model that train.py made of phototweets, for the F1 of int8")
+    parser.add_argument(
+        "--trained_models", nargs="+", default=[], metavar="DATA=DIR", help="models trained on real posts, for the F1 of int8"
+    )
     options = parser.parse_args(arguments)
-    parts["onnx"] = partial(onnx, trained_model=options.trained_model)
+    parts["onnx"] = partial(onnx, trained_models=options.trained_models)
     figures = {}
     for part in options.parts:
         for name, value in parts[part](options.device, options.rounds).items():

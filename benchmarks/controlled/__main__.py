@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--only", default="", help="run only the experiments whose name contains this")
     parser.add_argument("--quick", action="store_true", help="a few posts and steps each, to see that everything runs")
+    parser.add_argument("--models", type=Path, help="a folder to keep the trained models in; default: they are not kept")
     options = parser.parse_args(arguments)
     results = QUICK_RESULTS if options.quick else RESULTS
     experiments = [
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None):
         if options.only in experiment.name
     ]
     command = shlex.join(["python", "-m", "benchmarks.controlled", *arguments])
-    run_pending(experiments, results, load_data, _measure, options.quick, command)
+    run_pending(experiments, results, load_data, _measure, options.quick, command, options.models)
     write_report(results)
     print(f"written: {results}; `python -m benchmarks.controlled.report` updates the tables of the documents")
 

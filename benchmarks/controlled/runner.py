@@ -77,6 +77,7 @@ def run_pending(
     measure: Measure | None = None,
     quick: bool = False,
     command: str = "",
+    models: Path | None = None,
 ):
     """Run every experiment that `results/runs.jsonl` does not hold yet.
 
@@ -85,13 +86,14 @@ def run_pending(
         measure: returns what an experiment measures besides F1.
         quick: train for a few steps on a few posts.
         command: the command that runs them, which is written beside each result.
+        models: a folder to keep the trained models in, by the experiments' names; baselines are not kept.
     """
     results.mkdir(parents=True, exist_ok=True)
     done = {_name(run) for run in read_runs(results)}
     progress = tqdm([experiment for experiment in experiments if experiment.name not in done], desc="experiments")
     for experiment in progress:
         progress.set_postfix_str(experiment.name)
-        result = run(experiment, *load_data(experiment), measure, quick) | {"command": command}
+        result = run(experiment, *load_data(experiment), measure, quick, models) | {"command": command}
         with open(results / RUNS, "a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
 
@@ -109,7 +111,12 @@ def _name(run: dict[str, Any]) -> str:
 
 
 def run(
-    experiment: Experiment, data: DatasetDict, scored: dict[str, Dataset], measure: Measure | None = None, quick: bool = False
+    experiment: Experiment,
+    data: DatasetDict,
+    scored: dict[str, Dataset],
+    measure: Measure | None = None,
+    quick: bool = False,
+    models: Path | None = None,
 ) -> dict[str, Any]:
     """Train the experiment's model and score it on each of its sets.
 
@@ -139,6 +146,9 @@ def run(
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         temperature = calibrate(model, trainer, held_out) if experiment.calibrated else None
+        if models is not None and isinstance(model, HamLearningForTokenClassification):
+            for part in (model, processor):
+                part.save_pretrained(models / experiment.name)
         scores = {}
         for name, rows in scored.items():
             metrics = trainer.evaluate(rows, metric_key_prefix=name)

@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from safetensors.torch import save_file
 from seqeval.metrics import f1_score
 from seqeval.metrics.sequence_labeling import get_entities
-from transformers import BertConfig, BertForTokenClassification
+from transformers import BertConfig, BertForTokenClassification, pipeline
 
 from benchmarks.controlled import __main__ as controlled
 from benchmarks.controlled import measures, runner
@@ -52,13 +52,17 @@ def folder(tmp_path, monkeypatch):
 
 def test_experiments_are_run_once_and_the_table_has_them_all(folder, monkeypatch):
     call = ["levels", "--quick", "--seeds", "0", "--only", "figure1b"]
-    controlled.main(call)
+    controlled.main([*call, "--models", str(folder / "models")])
     done = {result["model"]: result for result in runner.read_runs(folder / "results")}
     assert set(done) == {"full model", "text alone", "pooled image"}
     assert all(0 <= run["scores"]["test"]["f1"] <= 1 and run["scores"]["test"]["gold_total"] for run in done.values())
     assert {run["command"] for run in done.values()} == {
-        "python -m benchmarks.controlled levels --quick --seeds 0 --only figure1b"
+        f"python -m benchmarks.controlled levels --quick --seeds 0 --only figure1b --models {folder / 'models'}"
     }
+    kept = {path.name for path in (folder / "models").iterdir()}
+    assert kept == {"levels-figure1b-full-model-0", "levels-figure1b-text-alone-0"}
+    tagger = pipeline("mner", model=str(folder / "models" / "levels-figure1b-full-model-0"), trust_remote_code=True)
+    assert tagger.model.config.levels == ("global", "object", "spatial", "semantic")
     assert 0 <= done["full model"]["measures"]["grounding"] <= 1
     table = (folder / "results" / "table.md").read_text()
     assert all(f"| figure1b | {name} | 62.5 |" in table for name in ("full model", "text alone", "pooled image"))
