@@ -312,7 +312,9 @@ def main(arguments: list[str] | None = None):
     parser.add_argument(
         "--trained_models", nargs="+", default=[], metavar="DATA=DIR", help="models trained on real posts, for the F1 of int8"
     )
+    parser.add_argument("--autogluon", metavar="PYTHON", help="of an environment with autogluon.multimodal, for the peer")
     options = parser.parse_args(arguments)
+    parts["peer"] = partial(peer, autogluon=options.autogluon)
     parts["onnx"] = partial(onnx, trained_models=options.trained_models)
     figures = {}
     for part in options.parts:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -147,8 +149,11 @@ def streams(device: str, rounds: int) -> dict[str, float]:
     }
 
 
-def peer(device: str, rounds: int) -> dict[str, float]:
-    """transformers' own tagger of BERT-base on the same text, beside the task's pipeline with and without a photo."""
+def peer(device: str, rounds: int, autogluon: str | None = None) -> dict[str, float]:
+    """transformers' own tagger of BERT-base on the same text, beside the task's pipeline with and without a photo.
+
+    With the Python of an environment that has AutoGluon, its multimodal tagger on the same posts as well.
+    """
     texts = tweets(NUM_POSTS)
     ner = base_pipeline(texts, device)
     plain = BertForTokenClassification(BertConfig(num_labels=len(LABELS))).to(device).eval()
@@ -161,11 +166,50 @@ def peer(device: str, rounds: int) -> dict[str, float]:
             "text": lambda: ner(texts, batch_size=PIPELINE_BATCH_SIZE),
             "photo": lambda: ner(posts, batch_size=PIPELINE_BATCH_SIZE),
         }
-        taken = in_turn(actions, rounds, device)
-    return {
+        peers = {}
+        if autogluon is not None:
+            Path(scratch, "posts.json").write_text(json.dumps(posts))
+            ner.processor.tokenizer.save_pretrained(Path(scratch, "tokenizer"))
+            peers = {
+                "AutoGluon, its own choice of encoders": AutoGluon(autogluon, scratch),
+                "AutoGluon, BERT-base and ResNet-50": AutoGluon(autogluon, scratch, "--same"),
+            }
+        taken = in_turn(actions | {name: peer.tag for name, peer in peers.items()}, rounds, device)
+    found = {}
+    for name, peer in peers.items():
+        taken[name] = peer.end()[1:]
+        found[f"text and photo / {name}, CPU seconds"] = ratio(taken, "photo", name)
+    return found | {
         'text alone / pipeline("token-classification") of BERT-base, time': ratio(taken, "text", "peer", device=device),
         'text and photo / pipeline("token-classification") of BERT-base, time': ratio(taken, "photo", "peer", device=device),
     }
+
+
+class AutoGluon:
+    """A process of `autogluon_peer.py`, which says itself what its work takes: CPU and wall seconds."""
+
+    def __init__(self, python: str, folder: str, *options: str):
+        command = [python, str(Path(__file__).with_name("autogluon_peer.py")), folder, *options]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.taken: list[tuple[float, float]] = []
+        self._answer("ready")
+
+    def tag(self):
+        self.process.stdin.write("tag\n")
+        self.process.stdin.flush()
+        self.taken.append(tuple(json.loads(self._answer("["))))
+
+    def end(self) -> list[tuple[float, float]]:
+        """End the process; what every tagging took."""
+        self.process.communicate()
+        return self.taken
+
+    def _answer(self, start: str) -> str:
+        # The library writes advice between the answers.
+        for line in self.process.stdout:
+            if line.startswith(start):
+                return line
+        raise RuntimeError(f"{self.process.args[1]} ended with {self.process.wait()}; what it wrote stands above")
 
 
 def memory(device: str, rounds: int) -> dict[str, float]:
