@@ -92,6 +92,7 @@ class Tagger:
             device = 0 if torch.cuda.is_available() else -1
             options = {"revision": revision, "trust_remote_code": True, "device": device, "return_relevance": True}
             self.ner = pipeline("mner", model=model, model_kwargs={"use_safetensors": True}, **options)
+        self.ner.keep_images = True
         self.threads = ThreadPoolExecutor(FETCHES_AT_ONCE)
 
     def __call__(self, table: pa.Table) -> pa.Table:

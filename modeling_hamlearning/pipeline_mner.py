@@ -223,6 +223,8 @@ class MnerPipeline(Pipeline):
                 "AutoProcessor.from_pretrained(FOLDER_OR_REPO, trust_remote_code=True))"
             )
         super().__init__(model, *args, processor=processor, **kwargs)
+        # Whether a call knows the last images of the calls before it. Only for a model whose weights do not change.
+        self.keep_images, self._image_cache = False, ImageCache()
 
     def _sanitize_parameters(self, **options):
         if unknown := set(options) - set(OPTIONS):
@@ -346,7 +348,8 @@ class MnerPipeline(Pipeline):
         postprocess_params: dict,
     ) -> Iterator[list[dict[str, Any]]]:
         """Results in the order of the posts, each as soon as its batch and those before it are done."""
-        parameters, cache = (preprocess_params, forward_params, postprocess_params), ImageCache()
+        parameters = (preprocess_params, forward_params, postprocess_params)
+        cache = self._image_cache if self.keep_images else ImageCache()
         num_posts, ignored_fields = 0, set(POST_FIELDS)
         threads = ThreadPoolExecutor(num_workers or THREADS)
         try:

@@ -117,6 +117,17 @@ def test_rows_are_the_results_of_the_pipeline(tagger, ner, images):
     assert sum(len(row["entities"]) for row in found) > 5, "a model that finds nothing would show nothing"
 
 
+def test_an_image_of_many_posts_is_encoded_once(tagger, monkeypatch):
+    """Though its posts are tagged in several calls of the model, and stand in several tables."""
+    encoded = []
+    forward = tagger.ner.model.get_image_features
+    monkeypatch.setattr(tagger.ner.model, "get_image_features", lambda pixels: encoded.append(len(pixels)) or forward(pixels))
+    posts = [{"text": f"{TEXT} {word}", "image": image_bytes("teal")} for word in ("again", "today", "here") * 3]
+    first, second = tag(tagger, posts), tag(tagger, posts)
+    assert encoded == [1]
+    assert first == second and first[0]["relevance"] is not None
+
+
 def test_every_field_of_an_entity_is_written(tagger, ner):
     """A new field of the pipeline has to come into the schema, where Arrow would leave it out without a word."""
     (row,) = tag(tagger, [{"text": TEXT, "image": image_bytes()}])
