@@ -115,15 +115,12 @@ def _read_ahead(source: Iterable, posts: Queue, stopped: threading.Event):
 def _windows(inputs: Iterable, batch_size: int) -> Iterator[list]:
     """Lists of at most `batch_size` · BATCHES_AHEAD posts.
 
-    A list is cut into windows that double, so that the first results come early. Any other source is read by a thread, and a
-    window is what it has read so far: a source that waits for its next post holds no result back.
+    A list, whose results are handed out together, is cut into as few windows as that allows. Any other source is read by a
+    thread, and a window is what it has read so far: a source that waits for its next post holds no result back.
     """
     limit = batch_size * BATCHES_AHEAD
     if isinstance(inputs, list):
-        first, size = 0, batch_size
-        while first < len(inputs):
-            yield inputs[first : first + size]
-            first, size = first + size, min(2 * size, limit)
+        yield from (inputs[first : first + limit] for first in range(0, len(inputs), limit))
         return
     posts: Queue = Queue(limit)
     stopped = threading.Event()

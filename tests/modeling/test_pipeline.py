@@ -132,6 +132,17 @@ def test_a_file_that_occurs_again_is_not_decoded_again(ner, folder, monkeypatch)
     assert len(decoded) == 1
 
 
+def test_a_list_is_grouped_by_length_as_a_whole(ner, monkeypatch):
+    lengths = []
+    forward = ner.forward
+    monkeypatch.setattr(ner, "forward", lambda batch: lengths.append(batch["features"]["word_mask"].shape[1]) or forward(batch))
+    texts = ["Jordan", "Jordan in Amazon park again"] * 4
+    expected = [ner(text) for text in texts]
+    lengths.clear()
+    close(ner(texts, batch_size=4), expected)
+    assert sorted(lengths) == [1, 5]
+
+
 def test_large_pictures_are_reduced_while_they_are_opened(ner, monkeypatch):
     seen, kind = [], type(ner.processor.image_processor)
     resize = kind.__call__
