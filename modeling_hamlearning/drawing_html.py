@@ -11,8 +11,9 @@ from PIL import Image
 
 from .drawing import MIN_WIDTH, RELEVANCE_TITLE, SIDES, color_of, entities_by_region, region_name, text_pieces
 
-# Longest side of the image inside the HTML, in pixels.
-HTML_IMAGE_SIZE = 1024
+# Longest side of the image inside the HTML, in pixels. A tweet's photo, of 1200 at most, is not resized, which would take longer
+# than all else that drawing does.
+HTML_IMAGE_SIZE = 1280
 MAX_HTML_HEIGHT = 560
 
 
