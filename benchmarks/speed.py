@@ -245,7 +245,7 @@ def compiled(device: str, rounds: int) -> dict[str, float]:
     return found | {"compiled / eager, posts a second": ratio(taken, "eager", "compiled", device=device)}
 
 
-def onnx(device: str, rounds: int, trained_models: Sequence[str] = ()) -> dict[str, float]:
+def onnx(device: str, rounds: int, trained_models: Sequence[tuple[str, str]] = ()) -> dict[str, float]:
     """Exported models beside the model itself and a plain BERT at length 32; F1 of trained ones, each on its own data set."""
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -271,7 +271,7 @@ def onnx(device: str, rounds: int, trained_models: Sequence[str] = ()) -> dict[s
                 found[f"{name}, {what} / BERT-32"] = ratio(taken, name, "BERT-32")
                 if name != "eager":
                     found[f"{name} / eager, {what}, posts a second"] = ratio(taken, "eager", name)
-        for number, (name, trained) in enumerate(model.split("=", 1) for model in trained_models):
+        for number, (name, trained) in enumerate(trained_models):
             models = _exported(trained, f"{scratch}/trained{number}", data_folder() / "phototweets" / "images")
             processor = HamLearningProcessor.from_pretrained(trained, trust_remote_code=True)
             rows = load_splits(str(data_folder() / name))[0]["validation"]
@@ -300,6 +300,14 @@ def _exported(source: str, folder: str, calibration_images: Path) -> dict[str, H
     }
 
 
+def _data_and_model(argument: str) -> tuple[str, str]:
+    """Read with the command line: a wrong folder must not end a run of half an hour."""
+    data, _, folder = argument.partition("=")
+    if not Path(folder, "config.json").is_file():
+        raise argparse.ArgumentTypeError(f"expected DATA=DIR with the folder of a trained model, got {argument!r}")
+    return data, folder
+
+
 def main(arguments: list[str] | None = None):
     parts = {
         "tagging": tagging, "training": training, "crf": crf, "growth": growth, "photos": photos, "latency": latency,
@@ -310,8 +318,9 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument(
-        "--trained_models", nargs="+", default=[], metavar="DATA=DIR", help="models trained on real posts, for the F1 of int8"
-    )
+        "--trained_models", nargs="+", type=_data_and_model, default=[], metavar="DATA=DIR",
+        help="models trained on real posts, for the F1 of int8",
+    )  # fmt: skip
     parser.add_argument("--autogluon", metavar="PYTHON", help="of an environment with autogluon.multimodal, for the peer")
     options = parser.parse_args(arguments)
     parts["peer"] = partial(peer, autogluon=options.autogluon)

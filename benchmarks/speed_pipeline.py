@@ -174,10 +174,10 @@ def peer(device: str, rounds: int, autogluon: str | None = None) -> dict[str, fl
                 "AutoGluon, its own choice of encoders": AutoGluon(autogluon, scratch),
                 "AutoGluon, BERT-base and ResNet-50": AutoGluon(autogluon, scratch, "--same"),
             }
-        taken = in_turn(actions | {name: peer.tag for name, peer in peers.items()}, rounds, device)
+        taken = in_turn(actions | {name: process.tag for name, process in peers.items()}, rounds, device)
     found = {}
-    for name, peer in peers.items():
-        taken[name] = peer.end()[1:]
+    for name, process in peers.items():
+        taken[name] = process.end()[1:]
         found[f"text and photo / {name}, CPU seconds"] = ratio(taken, "photo", name)
     return found | {
         'text alone / pipeline("token-classification") of BERT-base, time': ratio(taken, "text", "peer", device=device),
