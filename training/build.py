@@ -9,7 +9,7 @@ from pathlib import Path
 
 import timm
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, BertweetTokenizer, PreTrainedConfig
 
 from modeling_hamlearning import HamLearningConfig, HamLearningForTokenClassification
@@ -21,6 +21,8 @@ from .tokenizer import build_tokenizer
 logger = logging.getLogger(__name__)
 
 FROM_SCRATCH = "from_scratch"
+# The weight of the grounding loss where training posts say what shows their entities, and `model_config` names none.
+GROUNDING_LOSS_WEIGHT = 1.0
 # What the encoders and the labels determine, beside what only transformers itself sets.
 MADE_BY_BUILD = {"text_config", "vision_config", "id2label", "label2id", "num_labels", "auto_map", "custom_pipelines",
                  "architectures", "model_type", "transformers_version"}  # fmt: skip
@@ -32,7 +34,8 @@ def build(
     """Build model and processor from the encoders that the arguments name, or load the trained model that they name.
 
     Args:
-        data: its train split gives the vocabulary of a tokenizer from scratch.
+        data: its train split gives the vocabulary of a tokenizer from scratch, and says whether the model learns which region
+            shows an entity: it does where posts have `entity_boxes`, unless `model_config` has a `grounding_loss_weight` of 0.
         label_names: BIO labels in the order of their ids. A trained model keeps its own; see [`labels.add_labels`].
 
     Raises:
@@ -73,14 +76,23 @@ def build(
             positions -= text_config.pad_token_id + 1  # the first positions are those of the padding
         tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
     is_pretrained = arguments.text != FROM_SCRATCH and arguments.text_pretrained
+    model_config = arguments.model_config
+    learns_boxes = "grounding_loss_weight" not in model_config and _has_entity_boxes(data["train"])
+    if learns_boxes:
+        model_config = model_config | {"grounding_loss_weight": GROUNDING_LOSS_WEIGHT}
     model = HamLearningForTokenClassification.from_text_vision_pretrained(
         arguments.text if is_pretrained else text_config,
         arguments.vision,
         label_list=label_names,
         vision_pretrained=arguments.vision_pretrained,
         vision_weights=arguments.vision_weights,
-        **arguments.model_config,
+        **model_config,
     )
+    if learns_boxes and model.config.has_grounding:
+        logger.info(
+            "the training posts have entity_boxes: the model learns which region shows an entity "
+            "(model_config {grounding_loss_weight: 0} leaves that out)"
+        )
     _check_image_size(model, arguments)
     if arguments.freeze_vision:
         model.freeze_vision()
@@ -98,6 +110,13 @@ def build(
     # A decoder has no padding of its own; the model has to know the processor's.
     model.config.text_config.pad_token_id = tokenizer.pad_token_id
     return model, processor
+
+
+def _has_entity_boxes(rows: Dataset) -> bool:
+    """Whether any post says what shows an entity of it, or that its image does not."""
+    if "entity_boxes" not in rows.column_names:
+        return False
+    return any(boxes is not None for post_boxes in rows["entity_boxes"] for boxes in post_boxes or [])
 
 
 def _check_image_size(model: HamLearningForTokenClassification, arguments: ModelArguments):

@@ -22,7 +22,7 @@ from transformers.utils import logging
 from processors import HamLearningProcessor
 from training.collator import MnerCollator
 
-from .experiments import FULL, SECTIONS, WITH_GROUNDING, experiments_for, load_data, photo_support
+from .experiments import FULL, SECTIONS, WITHOUT_GROUNDING, experiments_for, load_data, photo_support
 from .measures import f1_by_group, grounding, grounding_of_rules, post_counts, relevance_auc, scores_of_entities
 from .report import RESULTS, write_report
 from .runner import Experiment, run_pending
@@ -74,7 +74,7 @@ def _measure(
         }
     if experiment.section in ("relevance", "paintings", "phototweets") and levels and "own" in scored:
         measures["relevance"] = relevance_auc(model, collator, scored["own"], scored["swapped"])
-    if experiment.section == "grounding" or experiment.section == "phototweets" and experiment.model in (FULL, WITH_GROUNDING):
+    if experiment.section == "grounding" or experiment.section == "phototweets" and experiment.model in (FULL, WITHOUT_GROUNDING):
         measures |= grounding_of_rules(model, processor, next(iter(scored.values())))
     if experiment.section == "text":
         measures |= scores_of_entities(model, processor, scored["valid"])

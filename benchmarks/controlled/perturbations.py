@@ -28,7 +28,7 @@ def without_images(rows: Dataset) -> Dataset:
 
 
 def with_another_posts_images(rows: Dataset, seed: int) -> Dataset:
-    """The same posts, each with the image of another post and that image's regions.
+    """The same posts, each with the image of another post and that image's regions. Where it shows an entity is not known.
 
     Posts without an image take part, so an image can be exchanged for none.
     """
@@ -37,6 +37,8 @@ def with_another_posts_images(rows: Dataset, seed: int) -> Dataset:
     columns = rows.to_dict()
     for name in ("image", *(name for name in REGION_FIELDS if name in columns)):
         columns[name] = [columns[name][given_by[index]] for index in range(len(rows))]
+    if "entity_boxes" in columns:
+        columns["entity_boxes"] = [None] * len(rows)
     return Dataset.from_dict(columns, features=rows.features)
 
 

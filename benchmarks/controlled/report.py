@@ -20,7 +20,7 @@ from mner_data.synthetic_posts import best_f1_without_evidence
 from training.compare_runs import paired_bootstrap
 from training.curves import plt, save_figure
 
-from .experiments import FULL, LEFT_OUT, OTHER_PLAIN_RATES, PLAIN, POOLED, REAL_TEXT, SWITCHED_OFF, TEXT_ALONE, WITH_GROUNDING
+from .experiments import FULL, LEFT_OUT, OTHER_PLAIN_RATES, PLAIN, POOLED, REAL_TEXT, SWITCHED_OFF, TEXT_ALONE, WITHOUT_GROUNDING
 from .measures import calibration_error_by_chance
 from .perturbations import NOISES
 from .runner import read_runs
@@ -404,7 +404,7 @@ def _differences_table(runs: Runs) -> str:
     counts = {model: {run["seed"]: run["measures"]["post_counts"] for run in group} for (_, model), group in _group(runs).items()}
     cells: dict[str, list[str]] = {}
     header = ["points of F1, mean and 95 % interval, the same posts"]
-    for model in (FULL, WITH_GROUNDING):
+    for model in (FULL, WITHOUT_GROUNDING):
         seeds = sorted(counts.get(model, {}).keys() & counts.get(TEXT_ALONE, {}).keys())
         if not seeds:
             continue
@@ -424,11 +424,11 @@ def _differences_table(runs: Runs) -> str:
 
 
 def _grounding_table(runs: Runs) -> str:
-    """Every model's regions, and on real photos those of the rules for the entities of the model with the grounding loss."""
+    """Every model's regions, and on real photos those of the rules for the entities of the full model."""
     lines = []
     grounded = [run for run in runs if "region_recall" in run["measures"]]
     for (data, model), group in _group(grounded).items():
-        for rule in ("model", *RULES) if model == WITH_GROUNDING else ("model",):
+        for rule in ("model", *RULES) if (data, model) == ("phototweets", FULL) else ("model",):
             scores = [run["measures"][rule] for run in group]
             f1 = spread((next(iter(run["scores"].values()))["f1"] for run in group), digits=1) if rule == "model" else "–"
             names = ("grounding_accuracy", "shown", "not_shown", "gmner_f1", "eeg_f1")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from datasets import Dataset, DatasetDict
 
 from mner_data.loading import dataset_labels
 from mner_data.synthetic_posts import synthetic_splits
-from training.arguments import ModelArguments
+from training.arguments import NO_LEVELS, ModelArguments
 from training.build import build
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+SMALL_FUSION = {"fusion_size": 32, "fusion_attention_heads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +21,7 @@ def data():
 
 def build_with(data, **arguments):
     options = {"text": "from_scratch", "text_config": SMALL, "vision": "resnet10t", "vision_pretrained": False,
-               "model_config": {"fusion_size": 32, "fusion_attention_heads": 2}, "image_size": 32}  # fmt: skip
+               "model_config": SMALL_FUSION, "image_size": 32}  # fmt: skip
     return build(ModelArguments(**options | arguments), data, dataset_labels(data["train"]))
 
 
@@ -52,7 +54,7 @@ def test_what_the_labels_and_encoders_determine_is_no_key(data):
 def test_known_keys_reach_the_model(data):
     model, _ = build_with(
         data,
-        model_config={"fusion_size": 32, "fusion_attention_heads": 2, "use_crf": False, "min_entity_score": 0.25},
+        model_config=SMALL_FUSION | {"use_crf": False, "min_entity_score": 0.25},
         text_config={"model_type": "modernbert", **SMALL, "num_hidden_layers": 2},
         tokenizer_config={"kind": "char", "min_count": 1},
     )
@@ -67,3 +69,31 @@ def test_a_new_model_has_seen_no_image(data, frozen):
     statistics = {name: value for name, value in model.named_buffers() if name.endswith(("running_mean", "num_batches_tracked"))}
     assert statistics and not any(value.any() for value in statistics.values())
     assert model.model.vision_encoder.training is not frozen
+
+
+def without_annotation(data):
+    """The same data set; for no entity of a training post it is known what shows it."""
+    columns = data["train"].to_dict()
+    columns["entity_boxes"] = [[None] * len(boxes or []) for boxes in columns["entity_boxes"]]
+    return DatasetDict(data | {"train": Dataset.from_dict(columns, features=data["train"].features)})
+
+
+def test_a_model_learns_what_shows_an_entity_where_its_training_posts_say_so(data, caplog):
+    with caplog.at_level("INFO", logger="training.build"):
+        model, _ = build_with(data)
+    assert model.config.grounding_loss_weight == 1 and model.config.has_grounding
+    assert "learns which region shows an entity" in caplog.text
+    assert build_with(data, model_config=SMALL_FUSION | {"grounding_loss_weight": 0.5})[0].config.grounding_loss_weight == 0.5
+    assert not build_with(data, model_config=SMALL_FUSION | {"grounding_loss_weight": 0})[0].config.has_grounding
+
+
+def test_without_annotated_boxes_there_is_no_grounding_head(data):
+    columns = [name for name in data["train"].column_names if name != "entity_boxes"]
+    for unannotated in (data.select_columns(columns), without_annotation(data)):
+        assert not build_with(unannotated)[0].config.has_grounding
+
+
+def test_a_text_tagger_says_nothing_of_boxes(data, caplog):
+    with caplog.at_level("INFO", logger="training.build"):
+        model, _ = build_with(data, model_config=SMALL_FUSION | NO_LEVELS)
+    assert not model.config.has_grounding and "region" not in caplog.text
