@@ -41,8 +41,12 @@ def build(
     Raises:
         ValueError: an unknown key of model_config, text_config or tokenizer_config.
     """
+    has_entity_boxes = "train" in data and _has_entity_boxes(data["train"])
     if arguments.model is not None:
-        return load_trained(arguments)
+        model, processor = load_trained(arguments)
+        if has_entity_boxes and not model.config.has_grounding:
+            logger.warning("the model of %s has no grounding head: it does not learn from entity_boxes", arguments.model)
+        return model, processor
     known = _fields(HamLearningConfig) - MADE_BY_BUILD | {"dtype", "attn_implementation"}
     check_keys("model_config", arguments.model_config, known)
     if arguments.text != FROM_SCRATCH:
@@ -77,7 +81,7 @@ def build(
         tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
     is_pretrained = arguments.text != FROM_SCRATCH and arguments.text_pretrained
     model_config = arguments.model_config
-    learns_boxes = "grounding_loss_weight" not in model_config and _has_entity_boxes(data["train"])
+    learns_boxes = has_entity_boxes and "grounding_loss_weight" not in model_config
     if learns_boxes:
         model_config = model_config | {"grounding_loss_weight": GROUNDING_LOSS_WEIGHT}
     model = HamLearningForTokenClassification.from_text_vision_pretrained(

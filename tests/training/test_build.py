@@ -93,6 +93,18 @@ def test_without_annotated_boxes_there_is_no_grounding_head(data):
         assert not build_with(unannotated)[0].config.has_grounding
 
 
+def test_a_trained_model_without_the_head_says_that_it_does_not_learn_boxes(data, tmp_path, caplog):
+    for part in build_with(data, model_config=SMALL_FUSION | {"grounding_loss_weight": 0}):
+        part.save_pretrained(tmp_path)
+    trained, labels = ModelArguments(model=str(tmp_path)), dataset_labels(data["train"])
+    assert not build(trained, data, labels)[0].config.has_grounding
+    assert f"the model of {tmp_path} has no grounding head: it does not learn from entity_boxes" in caplog.text
+    caplog.clear()
+    build(trained, without_annotation(data), labels)
+    build(trained, DatasetDict({"test": data["test"]}), labels)
+    assert not caplog.text
+
+
 def test_a_text_tagger_says_nothing_of_boxes(data, caplog):
     with caplog.at_level("INFO", logger="training.build"):
         model, _ = build_with(data, model_config=SMALL_FUSION | NO_LEVELS)

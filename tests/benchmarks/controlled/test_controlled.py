@@ -18,7 +18,7 @@ from transformers import BertConfig, BertForTokenClassification, pipeline
 from benchmarks.controlled import __main__ as controlled
 from benchmarks.controlled import measures, runner
 from benchmarks.controlled.baselines import PlainTagger
-from benchmarks.controlled.experiments import experiments_for
+from benchmarks.controlled.experiments import experiments_for, load_data
 from benchmarks.controlled.measures import (
     calibration_error_by_chance,
     expected_calibration_error,
@@ -76,15 +76,26 @@ def test_no_two_experiments_have_one_name(folder):
         assert len(set(names)) == len(names)
 
 
+def test_only_the_grounding_experiments_learn_from_boxes(folder):
+    for section, learns in (("levels", False), ("grounding", True)):
+        experiment = next(experiment for experiment in experiments_for(section, [0]) if experiment.data == "object")
+        data, scored = load_data(experiment)
+        assert ("entity_boxes" in data["train"].column_names) is learns
+        assert "entity_boxes" in scored["test"].column_names
+
+
 def test_another_posts_image_is_never_the_own_one_and_brings_its_regions():
+    boxes = [[[0, 0, 1, index]] for index in range(50)]
     rows = Dataset.from_dict(
-        {"id": range(50), "image": [str(index) for index in range(50)], "boxes": [[[0, 0, 1, index]] for index in range(50)]}
+        {"id": range(50), "image": list(map(str, range(50))), "boxes": boxes, "entity_boxes": [[b] for b in boxes]}
     )
     moved = with_another_posts_images(rows, seed=3)
     assert moved["id"] == rows["id"]
     assert sorted(moved["image"]) == sorted(rows["image"])
     assert all(own != other for own, other in zip(rows["image"], moved["image"], strict=True))
     assert [boxes[0][3] for boxes in moved["boxes"]] == [int(image) for image in moved["image"]]
+    # Where the other image shows this post's entities, nobody knows.
+    assert list(moved["entity_boxes"]) == [None] * 50
 
 
 def test_calibration_error_by_hand():
