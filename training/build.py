@@ -80,19 +80,16 @@ def build(
             positions -= text_config.pad_token_id + 1  # the first positions are those of the padding
         tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
     is_pretrained = arguments.text != FROM_SCRATCH and arguments.text_pretrained
-    model_config = arguments.model_config
-    learns_boxes = has_entity_boxes and "grounding_loss_weight" not in model_config
-    if learns_boxes:
-        model_config = model_config | {"grounding_loss_weight": GROUNDING_LOSS_WEIGHT}
+    defaults = {"grounding_loss_weight": GROUNDING_LOSS_WEIGHT} if has_entity_boxes else {}
     model = HamLearningForTokenClassification.from_text_vision_pretrained(
         arguments.text if is_pretrained else text_config,
         arguments.vision,
         label_list=label_names,
         vision_pretrained=arguments.vision_pretrained,
         vision_weights=arguments.vision_weights,
-        **model_config,
+        **defaults | arguments.model_config,
     )
-    if learns_boxes and model.config.has_grounding:
+    if has_entity_boxes and model.config.has_grounding:
         logger.info(
             "the training posts have entity_boxes: the model learns which region shows an entity "
             "(model_config {grounding_loss_weight: 0} leaves that out)"
