@@ -760,12 +760,14 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
             words = (labels >= 0).sum() if num_items_in_batch is None else num_items_in_batch
             if output.relevance_loss is not None:
                 nll = nll + self.config.relevance_loss_weight * output.relevance_loss
-            spans = self.crf.gold_spans(labels, word_mask.bool()) if self.training else None
             if self.training and output.scene_scores is not None:
-                seen = spans[output.relevance[spans[:, 0]].any(dim=1)]
-                loss = self.model.image_branch.scene.loss(output.scene_scores[seen[:, 0]], seen[:, 3], self.crf.has_prefix("B"))
-                nll = nll + self.config.scene_loss_weight * loss
+                known = word_mask.bool() & (labels >= 0)
+                gold, is_begin = self.crf.orphans_to_begin(labels, known), self.crf.has_prefix("B")
+                begins = is_begin[gold] & known & output.relevance.any(dim=1)[:, None]
+                scene_loss = self.model.image_branch.scene.loss(output.scene_scores, gold, begins, is_begin)
+                nll = nll + self.config.scene_loss_weight * scene_loss
             if self.training and region_overlaps is not None and output.grounding_scores is not None:
+                spans = self.crf.gold_spans(labels, word_mask.bool())
                 scores = entity_scores(output.grounding_scores, spans)
                 overlaps = entity_overlaps(region_overlaps, spans)
                 nll = nll + self.config.grounding_loss_weight * grounding_loss(scores, overlaps)

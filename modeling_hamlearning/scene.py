@@ -1,6 +1,6 @@
 """What the scene says about the types of a post's entities, on its own.
 
-Shapes as in `modeling_hamlearning.py`; n entities.
+Shapes as in `modeling_hamlearning.py`.
 """
 
 from __future__ import annotations
@@ -32,17 +32,19 @@ class HamLearningSceneScores(nn.Module):
         scene = nn.functional.layer_norm(cells, cells.shape[-1:]).mean(dim=1)
         return self.linear(self.dropout(scene))
 
-    def loss(self, scores: Tensor, labels: Tensor, is_begin: Tensor) -> Tensor:
-        """Cross-entropy of the entities' types, summed over entities, which are counted.
+    def loss(self, scores: Tensor, labels: Tensor, begins: Tensor, is_begin: Tensor) -> Tensor:
+        """Cross-entropy of the types of the posts' entities, summed over the entities, which are counted.
 
         How often each type occurs is added to the scores, so that they hold only what a scene says beyond that: the
         emissions know it already.
 
         Args:
-            scores: (n, L), of each entity those of its post.
-            labels: (n,) the label that each entity begins with.
+            scores: (B, L).
+            labels: (B, W) of the words.
+            begins: (B, W) which words begin an entity of a post that is read with its image.
             is_begin: (L,) which labels begin an entity; no other one is a type.
         """
-        self.entity_counts += torch.bincount(labels, minlength=len(is_begin))
+        self.entity_counts += torch.zeros_like(self.entity_counts).scatter_add(0, labels.flatten(), begins.flatten().long())
         scores = scores.float() + (self.entity_counts + 1).log()
-        return nn.functional.cross_entropy(scores.masked_fill(~is_begin, -torch.inf), labels, reduction="sum")
+        log_probability = scores.masked_fill(~is_begin, -torch.inf).log_softmax(-1)
+        return -log_probability.gather(1, labels).where(begins, 0).sum()
