@@ -86,12 +86,7 @@ class TaggerGraph(nn.Module):
             attention = attention * has_image[:, None, None]
         else:
             _, relevance, attention, *grounding = self._without_image(words, *image_inputs)
-        logits = self.head.classifier(words)
-        if self.head.config.has_scene_scores:
-            scene_scores = self.head.model.image_branch.scene(vision_features)
-            added = torch.where(has_image[:, None], self.head.scene_emissions(scene_scores, relevance), 0.0)
-            logits = logits + added[:, None]
-        outputs = [logits[:, :-1], relevance, attention[:, :-1, :-1]]
+        outputs = [self.head.classifier(words)[:, :-1], relevance, attention[:, :-1, :-1]]
         for scores in grounding:
             # The region that was added stands before the last column, which is that of "not shown".
             scores = torch.cat([scores[:, :-1, :-2], scores[:, :-1, -1:]], dim=2)

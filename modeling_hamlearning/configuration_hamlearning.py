@@ -38,10 +38,6 @@ class HamLearningConfig(PreTrainedConfig):
         grounding_loss_weight (`float`):
             Weight of the grounding loss in training: which region shows an entity, or that none does, is learned from posts
             whose entities have boxes. 0 is a model without the grounding head; it reports what an entity's first word attends.
-        scene_loss_weight (`float`):
-            Weight of the scene loss in training: the types of a post's entities are learned from its scene alone, and these
-            scores are added to those of the words, as far as the image is relevant. 0 is a model without them, and so is one
-            without the global level.
         use_crf (`bool`): Linear-chain CRF over words; a softmax per word, still decoded to legal BIO, if not.
         min_entity_score (`float`):
             An entity of the best path is left out if its probability is lower: at 0.5 what is reported is more likely right
@@ -71,7 +67,6 @@ class HamLearningConfig(PreTrainedConfig):
     use_relevance: bool = True
     relevance_loss_weight: float = 0.3
     grounding_loss_weight: float = 0.0
-    scene_loss_weight: float = 0.0
     use_crf: bool = True
     min_entity_score: float = 0.0
     num_iterations: int = 3
@@ -93,7 +88,7 @@ class HamLearningConfig(PreTrainedConfig):
             raise ValueError(f"min_entity_score: expected a probability from 0 to below 1, got {self.min_entity_score}")
         if not 0 <= self.image_dropout <= 1:
             raise ValueError(f"image_dropout: expected a share from 0 to 1, got {self.image_dropout}")
-        for name in ("relevance_loss_weight", "grounding_loss_weight", "scene_loss_weight"):
+        for name in ("relevance_loss_weight", "grounding_loss_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         # Saving a model names only the class that is saved: a repo is to load as any of them, and as a pipeline.
@@ -117,11 +112,6 @@ class HamLearningConfig(PreTrainedConfig):
     def has_grounding(self) -> bool:
         """Whether the model has a grounding head: it needs a level that holds regions."""
         return self.grounding_loss_weight > 0 and any(level != "global" for level in self.levels)
-
-    @property
-    def has_scene_scores(self) -> bool:
-        """Whether the scene adds scores of its own to the emissions."""
-        return self.scene_loss_weight > 0 and self.use_global
 
     @property
     def label_names(self) -> list[str]:

@@ -145,10 +145,6 @@ class HamLearningCRF(nn.Module):
             alpha = torch.where(mask[:, step, None], sum_sources(alpha) + emissions[:, step], alpha)
         return torch.logsumexp(alpha + end, dim=1).where(mask.any(1), 0)
 
-    def has_prefix(self, prefix: str) -> Tensor:
-        """(L,) whether a label is a B-X, or an I-X."""
-        return torch.tensor([_bio(label)[0] == prefix for label in self.label_names], device=self.begin.device)
-
     def _is_inside(self) -> Tensor:
         """(L,) whether a label is an I-X."""
         return self.begin != torch.arange(len(self.begin), device=self.begin.device)
@@ -254,7 +250,9 @@ class HamLearningCRF(nn.Module):
 
     def spans(self, paths: Tensor, mask: Tensor) -> Tensor:
         """Entities of legal paths (B, W), in the order of the text, as `span_probabilities` takes them: (n, 5)."""
-        begin, goes_on = self.has_prefix("B")[paths] & mask, self.has_prefix("I")[paths] & mask
+        labels = [_bio(label) for label in self.label_names]
+        begins, insides = (torch.tensor([p == wanted for p, _ in labels], device=paths.device) for wanted in "BI")
+        begin, goes_on = begins[paths] & mask, insides[paths] & mask
         end = (begin | goes_on) & ~nn.functional.pad(goes_on, (0, 1))[:, 1:]
         (post, first), last, label = begin.nonzero().unbind(1), end.nonzero()[:, 1], paths[begin]
         return torch.stack([post, first, last, label, self.inside.long()[label]], dim=1)

@@ -33,7 +33,6 @@ from .image_levels import (
 )
 from .layers import HamLearningAttention, HamLearningTransformerLayer
 from .pipeline_mner import MnerPipeline  # noqa: F401  (re-saving a loaded model copies only what modeling imports)
-from .scene import HamLearningSceneScores
 
 logger = logging.get_logger(__name__)
 # Arguments of `from_pretrained` that say where on the Hub the files lie, and how they are fetched.
@@ -61,8 +60,6 @@ class HamLearningModelOutput(ModelOutput):
         relevance_loss: sum of the posts' image-text matching losses, in training with a `relevance_loss_weight`.
         grounding_scores: (B, W, K + 1) of every word for each region and, last, for "not shown"; `None` without the grounding
             head, and where no post is read with an image.
-        scene_scores: (B, L) of the labels by the scene alone, not yet scaled by relevance; `None` without a `scene_loss_weight`,
-            and where no post is read with an image.
         word_region_attention: (B, W, K) how a word's attention to the regions is shared among them, averaged over the
             rounds, because attention often shifts away from a region once it has been read; K = 0 without regions.
         hidden_states, attentions: of the text encoder, over its windows, when asked for.
@@ -77,7 +74,6 @@ class HamLearningModelOutput(ModelOutput):
     cross_attentions: tuple[Tensor, ...] | None = None
     relevance_loss: Tensor | None = None
     grounding_scores: Tensor | None = None
-    scene_scores: Tensor | None = None
 
 
 @dataclass
@@ -93,7 +89,6 @@ class HamLearningTokenClassifierOutput(ModelOutput):
     cross_attentions: tuple[Tensor, ...] | None = None
     relevance_loss: Tensor | None = None
     grounding_scores: Tensor | None = None
-    scene_scores: Tensor | None = None
 
 
 # Stage 1: intra-modality representation; the image's levels are in image_levels.py
@@ -135,11 +130,6 @@ class HamLearningRelevance(nn.Module):
         level, _ = self.attention(sentences, self.norm(self.dropout(memory)), mask)
         similarity = nn.functional.cosine_similarity(self.sentence(self.dropout(sentences)), level, dim=-1)
         return self.log_scale.exp() * similarity + self.bias
-
-
-def image_relevance(relevance: Tensor) -> Tensor:
-    """The image as a whole is relevant if any of its levels is: (B, 4) → (B,)."""
-    return 1 - (1 - relevance).prod(dim=1)
 
 
 # Stage 3: iterative cross-modal learning
@@ -212,8 +202,6 @@ class HamLearningImageBranch(nn.Module):
         self.fusion_gate = HamLearningFusionGate(config)
         if config.has_grounding:
             self.grounding = HamLearningGrounding(config)
-        if config.has_scene_scores:
-            self.scene = HamLearningSceneScores(config, num_channels)
 
     def memories(
         self,
@@ -288,6 +276,8 @@ class HamLearningImageBranch(nn.Module):
                 level_relevance = judged * level_relevance
             relevance[:, LEVELS.index(level)] = level_relevance.to(relevance.dtype)
             weights.append(level_relevance[:, None].to(projected.dtype).expand(mask.shape))
+        # The image as a whole is relevant if any of its levels is.
+        image_relevance = 1 - (1 - relevance).prod(dim=1)
         weight = torch.cat(weights, dim=1)
         memory = torch.cat(
             [memory + self.level_embedding.weight[index] for index, (memory, _) in enumerate(memories.values())], dim=1
@@ -298,7 +288,7 @@ class HamLearningImageBranch(nn.Module):
         for layer in self.rounds:
             refined, memory, attention = layer(refined, word_mask, memory, memory_mask, weight)
             cross_attentions.append(attention)
-        fused = self.fusion_gate(words, projected, refined, image_relevance(relevance))
+        fused = self.fusion_gate(words, projected, refined, image_relevance)
         word_region_attention = self._attention_per_region(torch.stack(cross_attentions).mean(2), memories)
         grounding_scores = None
         if self.config.has_grounding:
@@ -384,9 +374,6 @@ class HamLearningPreTrainedModel(PreTrainedModel):
         elif isinstance(module, HamLearningRelevance):
             init.constant_(module.log_scale, INITIAL_RELEVANCE_LOG_SCALE)
             init.constant_(module.bias, INITIAL_RELEVANCE_LOGIT)
-        elif isinstance(module, HamLearningSceneScores):
-            init.zeros_(module.linear.weight)
-            init.zeros_(module.entity_counts)
         elif isinstance(module, HamLearningForTokenClassification):
             init.normal_(module.classifier.weight, std=CLASSIFIER_STD)
         elif isinstance(module, HamLearningTransitionScores):
@@ -526,7 +513,6 @@ class HamLearningModel(HamLearningPreTrainedModel):
                 region_label_ids,
                 region_mask,
             )
-            scene_scores = self.image_branch.scene(inputs["feature_map"]) if self.config.has_scene_scores else None
             memories = self.image_branch.memories(**inputs)
             fused, relevance, attention, cross_attentions, grounding = self.image_branch(words, word_mask, memories)
             relevance_loss = None
@@ -537,7 +523,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
             num_regions = region_boxes.shape[1] if region_boxes is not None else 0
             relevance = words.new_zeros(words.shape[0], len(LEVELS))
             attention = words.new_zeros(*words.shape[:2], num_regions)
-            cross_attentions = relevance_loss = grounding = scene_scores = None
+            cross_attentions = relevance_loss = grounding = None
 
         output = HamLearningModelOutput(
             last_hidden_state=words,
@@ -548,7 +534,6 @@ class HamLearningModel(HamLearningPreTrainedModel):
             cross_attentions=cross_attentions if output_attentions else None,
             relevance_loss=relevance_loss,
             grounding_scores=grounding,
-            scene_scores=scene_scores,
         )
         return output if return_dict else output.to_tuple()
 
@@ -726,11 +711,11 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
         """Emission scores (B, W, L) of every word, and the loss if labels (B, W), −100 at padding, are given.
 
         The loss is the posts' negative log-likelihood over the number of labelled words: those of this batch, or of the
-        global batch if the Trainer says how many they are. In training the weighted `relevance_loss` is part of it, the
-        weighted scene loss, and the weighted grounding loss of the gold entities if the overlaps (B, E, K + 1) of each post's
-        entities, in order, with its regions are given; `grounding_loss` says what they hold. An orphan I-X is read as B-X.
-        `inputs_embeds` is there for PEFT, which passes `None`, and `token_type_ids` to name the pipeline that tags posts. For
-        the other arguments see [`HamLearningModel.forward`].
+        global batch if the Trainer says how many they are. In training the weighted `relevance_loss` is part of it, and the
+        weighted grounding loss of the gold entities if the overlaps (B, E, K + 1) of each post's entities, in order, with its
+        regions are given; `grounding_loss` says what they hold. An orphan I-X is read as B-X. `inputs_embeds` is there for
+        PEFT, which passes `None`, and `token_type_ids` to name the pipeline that tags posts. For the other arguments see
+        [`HamLearningModel.forward`].
         """
         if token_type_ids is not None:
             raise ValueError(f"token_type_ids: expected None, got a tensor; {INPUTS}")
@@ -760,12 +745,6 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
             words = (labels >= 0).sum() if num_items_in_batch is None else num_items_in_batch
             if output.relevance_loss is not None:
                 nll = nll + self.config.relevance_loss_weight * output.relevance_loss
-            if self.training and output.scene_scores is not None:
-                known = word_mask.bool() & (labels >= 0)
-                gold, is_begin = self.crf.orphans_to_begin(labels, known), self.crf.has_prefix("B")
-                begins = is_begin[gold] & known & output.relevance.any(dim=1)[:, None]
-                scene_loss = self.model.image_branch.scene.loss(output.scene_scores, gold, begins, is_begin)
-                nll = nll + self.config.scene_loss_weight * scene_loss
             if self.training and region_overlaps is not None and output.grounding_scores is not None:
                 spans = self.crf.gold_spans(labels, word_mask.bool())
                 scores = entity_scores(output.grounding_scores, spans)
@@ -779,11 +758,8 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
     def emissions(self, **inputs) -> HamLearningTokenClassifierOutput:
         """What `forward` returns but the loss; the arguments are [`HamLearningModel.forward`]'s."""
         output = self.model(**inputs, return_dict=True)
-        logits = self.classifier(self.dropout(output.last_hidden_state))
-        if output.scene_scores is not None:
-            logits = logits + self.scene_emissions(output.scene_scores, output.relevance)[:, None].to(logits.dtype)
         return HamLearningTokenClassifierOutput(
-            logits=logits,
+            logits=self.classifier(self.dropout(output.last_hidden_state)),
             relevance=output.relevance,
             word_region_attention=output.word_region_attention,
             hidden_states=output.hidden_states,
@@ -791,16 +767,7 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
             cross_attentions=output.cross_attentions,
             relevance_loss=output.relevance_loss,
             grounding_scores=output.grounding_scores,
-            scene_scores=output.scene_scores,
         )
-
-    def scene_emissions(self, scene_scores: Tensor, relevance: Tensor) -> Tensor:
-        """What the scene adds to the emissions of each word: scores (B, L) and relevance (B, 4) → (B, L), 0 but for a B-X.
-
-        The tagging loss does not train it.
-        """
-        added = image_relevance(relevance)[:, None] * scene_scores * self.crf.has_prefix("B")
-        return added.detach() if self.training else added
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """See [`HamLearningModel.get_image_features`]."""

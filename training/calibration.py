@@ -125,6 +125,5 @@ def scale_grounding(model: HamLearningForTokenClassification, temperature: float
 @torch.no_grad()
 def apply_temperature(model: HamLearningForTokenClassification, temperature: float):
     """Divide every score of a path by the temperature: the best path stays, its probability changes."""
-    scene = model.model.image_branch.scene.parameters() if model.config.has_scene_scores else ()
-    for parameter in (*model.classifier.parameters(), *scene, *model.crf.parameters()):
+    for parameter in (*model.classifier.parameters(), *model.crf.parameters()):
         parameter.div_(temperature)

@@ -41,7 +41,7 @@ def add_labels(model: HamLearningForTokenClassification, label_names: list[str])
     """Give a trained model the labels that it lacks, behind its own.
 
     Every score of its own labels stays: the rows of the classifier, and the CRF's scores of their starts, ends and transitions.
-    The new rows of the classifier start as those of a new layer, and the new scores of the CRF and of the scene at 0.
+    The new rows of the classifier start as those of a new layer, and the new scores of the CRF at 0.
 
     Returns:
         The labels that were added.
@@ -58,10 +58,6 @@ def add_labels(model: HamLearningForTokenClassification, label_names: list[str])
         if model.config.use_crf:
             for score, trained in zip(crf.parameters(), model.crf.parameters(), strict=True):
                 score[(slice(known),) * score.ndim] = trained
-        if model.config.has_scene_scores:
-            scene = model.model.image_branch.scene
-            scene.linear.weight = nn.Parameter(nn.functional.pad(scene.linear.weight, (0, 0, 0, len(new))))
-            scene.entity_counts = nn.functional.pad(scene.entity_counts, (0, len(new)))
     model.classifier, model.crf = classifier, crf
     model.config.id2label, model.config.label2id = dict(enumerate(names)), {name: index for index, name in enumerate(names)}
     return new

@@ -30,7 +30,7 @@ FIELDS = ("logits", "relevance", "word_region_attention", "grounding_scores")
 def folders(tmp_path_factory):
     """The model, its export, and its export in int8."""
     folder = tmp_path_factory.mktemp("onnx")
-    saved_tiny_model(folder / "model", grounding_loss_weight=1.0, scene_loss_weight=1.0)
+    saved_tiny_model(folder / "model", grounding_loss_weight=1.0)
     export(folder / "model", folder / "exported")
     shutil.copytree(folder / "exported", folder / "int8")
     (folder / "images").mkdir()

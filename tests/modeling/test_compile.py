@@ -53,7 +53,7 @@ def test_the_stages_are_one_graph_each():
 @torch.no_grad()
 @pytest.mark.parametrize("num_windows", [1, 2])
 def test_the_whole_model_is_one_graph(num_windows):
-    model, batch = tiny_model(scene_loss_weight=1.0), mixed_batch(num_windows)
+    model, batch = tiny_model(), mixed_batch(num_windows)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     expected, actual = model(**batch), compiled(**batch)
     for name in ("logits", "relevance", "word_region_attention"):

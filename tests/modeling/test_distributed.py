@@ -26,7 +26,7 @@ def batches() -> list[dict[str, torch.Tensor]]:
 
 
 def make_model():
-    model = tiny_model(scene_loss_weight=1.0, fusion_dropout=0.0, classifier_dropout=0.0)
+    model = tiny_model(fusion_dropout=0.0, classifier_dropout=0.0)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
