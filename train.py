@@ -482,6 +482,9 @@ def _with_prefix(results: dict[str, Any], prefix: str) -> dict[str, Any]:
 def _set_up_logging(arguments: MnerTrainingArguments):
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=arguments.get_process_log_level())
     transformers.utils.logging.set_verbosity(arguments.get_process_log_level())
+    if arguments.log_level == "passive" and arguments.should_log:
+        # By default transformers shows warnings only. What training makes of the data should be seen without asking.
+        logging.getLogger("training").setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

@@ -317,8 +317,9 @@ def test_accelerate_launch(tmp_path):
         *SMALL,
     ]
     command += ["--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no", "--output_dir", str(tmp_path)]
-    subprocess.run([str(part) for part in command], cwd=ROOT, check=True, capture_output=True)
+    run = subprocess.run([str(part) for part in command], cwd=ROOT, check=True, capture_output=True, text=True)
     assert (tmp_path / "model.safetensors").is_file()
+    assert run.stderr.count("the model learns which region shows an entity") == 1
 
 
 def test_conll_predictions_can_be_read_again(trained, tmp_path):
