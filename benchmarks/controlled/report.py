@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -150,13 +151,15 @@ def spread(values: Iterable[float | None], scale: float = 100, digits: int = 2) 
 
 
 def provenance(runs: Runs) -> str:
-    """How many runs, of which seeds, what they cost, when and with which versions they were made."""
+    """How many runs, of which seeds, in which precision, what they cost, when and with which versions they were made."""
     seeds = sorted({run["seed"] for run in runs})
     dates = sorted({run["date"] for run in runs})
     versions = sorted({", ".join(f"{name} {version}" for name, version in run["versions"].items()) for run in runs})
+    precisions = Counter(run["precision"] for run in runs)
     hours = sum(run["cpu_seconds"] for run in runs) / 3600
     return (
-        f"{len(runs)} runs, seeds {', '.join(map(str, seeds))}, {hours:.1f} CPU hours; {', '.join(dates)}; {'; '.join(versions)}."
+        f"{len(runs)} runs ({', '.join(f'{count} in {name}' for name, count in sorted(precisions.items()))}), "
+        f"seeds {', '.join(map(str, seeds))}, {hours:.1f} CPU hours; {', '.join(dates)}; {'; '.join(versions)}."
     )
 
 

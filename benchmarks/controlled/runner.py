@@ -168,6 +168,7 @@ def run(
             if "loss" in log or "eval_loss" in log
         ],
         "measures": measures,
+        "precision": "bf16" if trainer.args.bf16 else "fp32",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "date": time.strftime("%Y-%m-%d"),
         "seconds": round(time.time() - start),

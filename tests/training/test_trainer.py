@@ -61,6 +61,21 @@ def make_trainer(tmp_path, processor, tiny_text_config):
     return make
 
 
+@pytest.mark.parametrize(
+    "bf16, capabilities, warns",
+    [
+        (True, {"avx2": True, "avx512_bf16": False, "amx_bf16": False}, True),
+        (True, {"avx2": True, "avx512_bf16": True, "amx_bf16": False}, False),
+        (True, {"neon": True, "bf16": True}, False),
+        (False, {"avx2": True}, False),
+    ],
+)
+def test_bf16_on_a_processor_without_it_is_warned_about(bf16, capabilities, warns, make_trainer, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    make_trainer(bf16=bf16)
+    assert ("bf16: this processor has no instructions for it" in caplog.text) == warns
+
+
 def test_learning_rates_by_part(make_trainer):
     trainer = make_trainer(learning_rate=1e-5, head_learning_rate=1e-3, vision_learning_rate=1e-4, weight_decay=0.5)
     groups = {}
