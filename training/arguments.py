@@ -10,6 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -143,6 +144,8 @@ class MnerTrainingArguments(TrainingArguments):
         if self.dataloader_num_workers is None:
             processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
             self.dataloader_num_workers = min(4, (os.cpu_count() or 1) // (4 * processes))
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # only a transfer to a device gains by it, and torch would warn
         super().__post_init__()
         check_supported(self)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 
 from training.arguments import MnerTrainingArguments, check_supported, parse_arguments
 
@@ -112,3 +113,8 @@ def test_posts_are_read_by_other_processes_where_there_are_cores(cores, processe
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert MnerTrainingArguments(output_dir=str(tmp_path)).dataloader_num_workers == workers
     assert MnerTrainingArguments(output_dir=str(tmp_path), dataloader_num_workers=3).dataloader_num_workers == 3
+
+
+def test_memory_is_pinned_for_a_device_only(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda *_, **__: False)
+    assert not MnerTrainingArguments(output_dir=str(tmp_path)).dataloader_pin_memory
