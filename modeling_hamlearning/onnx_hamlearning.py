@@ -133,4 +133,6 @@ def _session(path: str):
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # An x86 processor without VNNI adds int8 products up in 16 bits, which overflow. There a slower, exact product is used.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
