@@ -166,7 +166,7 @@ def provenance(runs: Runs) -> str:
     seeds = sorted({run["seed"] for run in runs})
     dates = sorted({run["date"] for run in runs})
     versions = sorted({", ".join(f"{name} {version}" for name, version in run["versions"].items()) for run in runs})
-    precisions = Counter(run["precision"] for run in runs)
+    precisions = Counter(run.get("precision", "unknown precision") for run in runs)  # runs up to 0.2.0 do not say it
     hours = sum(run["cpu_seconds"] for run in runs) / 3600
     return (
         f"{len(runs)} runs ({', '.join(f'{count} in {name}' for name, count in sorted(precisions.items()))}), "

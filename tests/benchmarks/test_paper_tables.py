@@ -6,6 +6,7 @@ import pytest
 from datasets import ClassLabel, DatasetDict, Features, List
 
 from benchmarks import paper_tables
+from benchmarks.controlled.report import provenance
 from benchmarks.controlled.runner import read_runs
 from mner_data.loading import dataset_labels
 from mner_data.readers import DataError
@@ -75,3 +76,8 @@ def test_the_fourth_type_has_one_name(folder):
 def test_no_data_is_named(tmp_path):
     with pytest.raises(DataError, match="--data: .* which has no folders"):
         paper_tables.main(["configs/paper.yaml", "--data", str(tmp_path)])
+
+
+def test_runs_that_do_not_say_their_precision_are_counted_too():
+    run = {"seed": 0, "date": "2026-11-30", "cpu_seconds": 36, "versions": {"torch": "2.14.1"}}
+    assert provenance([run, run | {"precision": "fp32"}]).startswith("2 runs (1 in fp32, 1 in unknown precision), seeds 0, ")
