@@ -126,7 +126,7 @@ class HamLearningRelevance(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, sentences: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        """sentences (B, Q, d), memory of one level (B, M, d) with mask (B, M) → logits (B, Q)."""
+        """sentences (B, Q, d), or (1, Q, d) for every post, memory of one level (B, M, d) with mask (B, M) → logits (B, Q)."""
         level, _ = self.attention(sentences, self.norm(self.dropout(memory)), mask)
         similarity = nn.functional.cosine_similarity(self.sentence(self.dropout(sentences)), level, dim=-1)
         return self.log_scale.exp() * similarity + self.bias
@@ -247,7 +247,7 @@ class HamLearningImageBranch(nn.Module):
         loss = torch.zeros((), device=words.device)
         for relevance, (memory, mask) in zip(self.relevance, memories.values(), strict=True):
             present = mask.any(dim=1)
-            logits = relevance(sentence[None].expand(len(words), -1, -1), memory, mask).float()
+            logits = relevance(sentence[None], memory, mask).float()
             # Posts without an image take no part, so that each image is paired as often as each post.
             pairs = (present[:, None] & present).float()
             others = pairs * (1 - is_own)
