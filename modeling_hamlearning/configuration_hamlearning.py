@@ -46,7 +46,7 @@ class HamLearningConfig(PreTrainedConfig):
         classifier_dropout (`float`): Dropout in front of the emission scores.
         image_dropout (`float`):
             Share of the posts with an image that a training step reads without it, so that the model is as good on posts
-            that have none.
+            that have none. `MnerTrainer` begins with it in the second half of training.
 
     The paper (AAAI 2024, doi 10.1609/aaai.v38i17.29831) fixes the stages and the levels; sizes are defaults.
     """

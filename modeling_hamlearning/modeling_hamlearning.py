@@ -401,6 +401,8 @@ class HamLearningModel(HamLearningPreTrainedModel):
             embedding_size = self.text_encoder.get_input_embeddings().weight.shape[1]
             self.image_branch = HamLearningImageBranch(config, self.vision_encoder.channels[-1], embedding_size)
         self.vision_frozen = False
+        # A trainer sets this to False for the steps in which every image is to be read.
+        self.leaves_images_out = True
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -483,7 +485,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
             region_label_ids: (B, K, T) sub-tokens of the regions' labels, padded with the text encoder's pad token.
             vision_features: (B, C, rows, columns) from `get_image_features`, in place of `pixel_values`.
 
-        In training a share `image_dropout` of the posts is read without its image.
+        In training a share `image_dropout` of the posts is read without its image, unless `leaves_images_out` is False.
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
@@ -548,7 +550,8 @@ class HamLearningModel(HamLearningPreTrainedModel):
             return words.new_zeros(words.shape[0], dtype=torch.bool)
         has_image = words.new_ones(words.shape[0], dtype=torch.bool) if has_image is None else has_image.bool()
         if self.training:
-            return has_image & (torch.rand(len(has_image), device=has_image.device) >= self.config.image_dropout)
+            share = self.config.image_dropout if self.leaves_images_out else 0.0
+            return has_image & (torch.rand(len(has_image), device=has_image.device) >= share)
         # A compiled graph may not branch on a value.
         return has_image if torch.compiler.is_compiling() or has_image.any() else None
 

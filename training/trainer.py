@@ -13,7 +13,7 @@ import torch
 from datasets import ClassLabel
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
@@ -64,6 +64,26 @@ def cpu_has_bf16() -> bool:
         return True
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
+
+
+class ImageDropoutCallback(TrainerCallback):
+    """Images are left out (`image_dropout`) in the second half of training only.
+
+    A post whose image alone tells the types can only be learned by heart without it. Left out from the start, images keep the
+    model from finding what is learned late: which region a word of the text points at.
+    """
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        self._set(model, 2 * state.global_step >= state.max_steps)
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        self._set(model, True)
+
+    @staticmethod
+    def _set(model: nn.Module, leaves_images_out: bool):
+        for module in model.modules():
+            if hasattr(module, "leaves_images_out"):
+                module.leaves_images_out = leaves_images_out
 
 
 class MnerTrainer(Trainer):
@@ -129,6 +149,7 @@ class MnerTrainer(Trainer):
             compute_metrics=compute_metrics,
             **kwargs,
         )
+        self.add_callback(ImageDropoutCallback)
         if args.bf16 and args.device.type == "cpu" and not cpu_has_bf16() and args.should_log:
             logger.warning(
                 "bf16: this processor has no instructions for it, and training takes many times as long as with --bf16 false"

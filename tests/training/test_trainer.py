@@ -12,6 +12,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from PIL import Image
 from torch import nn
+from transformers import TrainerCallback
 from transformers.trainer_utils import HubStrategy
 
 from mner_data.synthetic_posts import synthetic_dataset
@@ -39,6 +40,11 @@ def text_rows(count: int) -> Dataset:
         },
         features=features,
     )
+
+
+class StopAfterOneStep(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = True
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +275,25 @@ def test_images_are_counted_over_the_workers_of_a_loader(make_trainer, tmp_path)
     trainer = make_trainer(None, rows, dataloader_num_workers=2, per_device_eval_batch_size=2)
     trainer.evaluate()
     assert trainer.image_counts() == {"images_read": 6, "images_unreadable": 6}
+
+
+def test_images_are_left_out_in_the_second_half_of_training(make_trainer):
+    rows = [row | {"image": Image.new("RGB", (64, 64))} for row in text_rows(6)]
+    trainer = make_trainer(rows, per_device_train_batch_size=2, num_train_epochs=2)
+    trainer.model.config.image_dropout = 1.0
+    read: list[bool] = []
+    hook = trainer.model.register_forward_hook(lambda model, args, output: read.append(bool(output.relevance.any())))
+    trainer.train()
+    assert read == [True, True, True, False, False, False]
+    # A training loop of one's own afterwards leaves out what the config says, also after a run that ended early.
+    trainer.args.max_steps, read[:] = 2, []
+    trainer.add_callback(StopAfterOneStep)
+    trainer.train()
+    assert read == [True]
+    hook.remove()
+    model = trainer.model.train()
+    batch = MnerCollator(trainer.processing_class)(rows[:2])
+    assert not model(**{name: tensor for name, tensor in batch.items() if name != "ids"}).relevance.any()
 
 
 def test_a_damaged_checkpoint_is_not_resumed_from(make_trainer):
