@@ -361,7 +361,10 @@ class HamLearningPreTrainedModel(PreTrainedModel):
         or to keys and values made from them, have their variance of 1. The classifier and the CRF start as BERT's classifier.
         """
         if isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
+            if module is getattr(self, "classifier", None):
+                init.normal_(module.weight, std=CLASSIFIER_STD)
+            else:
+                init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
@@ -374,8 +377,6 @@ class HamLearningPreTrainedModel(PreTrainedModel):
         elif isinstance(module, HamLearningRelevance):
             init.constant_(module.log_scale, INITIAL_RELEVANCE_LOG_SCALE)
             init.constant_(module.bias, INITIAL_RELEVANCE_LOGIT)
-        elif isinstance(module, HamLearningForTokenClassification):
-            init.normal_(module.classifier.weight, std=CLASSIFIER_STD)
         elif isinstance(module, HamLearningTransitionScores):
             for scores in (module.start, module.transitions, module.end):
                 init.normal_(scores, std=CLASSIFIER_STD)

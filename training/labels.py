@@ -50,14 +50,13 @@ def add_labels(model: HamLearningForTokenClassification, label_names: list[str])
     if not new:
         return []
     known, names = model.config.num_labels, [*model.config.label_names, *new]
-    classifier = nn.Linear(model.classifier.in_features, len(names)).to(model.classifier.weight)
-    crf = HamLearningCRF(names, learned=model.config.use_crf).to(model.classifier.weight.device)
-    model._init_weights(classifier)
+    trained, trained_crf = model.classifier, model.crf
+    model.classifier = nn.Linear(trained.in_features, len(names)).to(trained.weight)
+    model.crf = HamLearningCRF(names, learned=model.config.use_crf).to(trained.weight.device)
+    model._init_weights(model.classifier)
     with torch.no_grad():
-        classifier.weight[:known], classifier.bias[:known] = model.classifier.weight, model.classifier.bias
-        if model.config.use_crf:
-            for score, trained in zip(crf.parameters(), model.crf.parameters(), strict=True):
-                score[(slice(known),) * score.ndim] = trained
-    model.classifier, model.crf = classifier, crf
+        model.classifier.weight[:known], model.classifier.bias[:known] = trained.weight, trained.bias
+        for score, trained_score in zip(model.crf.parameters(), trained_crf.parameters(), strict=True):
+            score[(slice(known),) * score.ndim] = trained_score
     model.config.id2label, model.config.label2id = dict(enumerate(names)), {name: index for index, name in enumerate(names)}
     return new
