@@ -36,7 +36,6 @@ ONLY_SCENE = NO_LEVELS | {"use_global": True}
 FULL, TEXT_ALONE, PLAIN, POOLED = "full model", "text alone", "plain recipe", "pooled image"
 WITHOUT_MATCHING = "relevance from the tagging loss alone"
 OTHER_IMAGES = "another post's images"
-EVERY_IMAGE = "no image left out in training"
 
 
 def _backbone() -> dict[str, str]:
@@ -73,7 +72,7 @@ SWITCHED_OFF = {
     "object": {"without objects": {"use_objects": False}, "scene alone": ONLY_SCENE},
     "semantic": {"without meaning": {"use_semantic": False}},
     "spatial": {"without relations": {"use_spatial": False}, "scene alone": ONLY_SCENE},
-    "alignment": {EVERY_IMAGE: {"image_dropout": 0.0}},
+    "alignment": {},
     "figure1b": {},
     "iterations": {
         "one round": {"num_iterations": 1},

@@ -22,7 +22,6 @@ from training.compare_runs import paired_bootstrap
 from training.curves import plt, save_figure
 
 from .experiments import (
-    EVERY_IMAGE,
     FULL,
     LEFT_OUT,
     OTHER_PLAIN_RATES,
@@ -298,9 +297,7 @@ def _levels_table(runs: Runs) -> str:
     rounds = ", ".join(f1("iterations", model) for model in (ONE_ROUND, ONE_ROUND_NO_RELATIONS))
     return (
         f"{table}\n\nObjects and relations are redundant on these posts: without them, {objects} and {relations} remain, because "
-        f"other levels hold the same information. One round is enough for the two hops, with and without relations ({rounds}). "
-        "A word that says which region belongs to which name is learned late, and later where images are left out in training: "
-        f"with `image_dropout: 0` the model has {f1('alignment', EVERY_IMAGE)} after the same number of steps."
+        f"other levels hold the same information. One round is enough for the two hops, with and without relations ({rounds})."
     )
 
 
