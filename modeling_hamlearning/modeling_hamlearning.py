@@ -42,8 +42,8 @@ INPUTS = (
     'pipeline("mner", …), not pipeline("token-classification", …)'
 )
 
-# BERT's initial standard deviation of a classifier.
-CLASSIFIER_STD = 0.02
+# BERT's initial standard deviation.
+NEAR_ZERO_STD = 0.02
 # Relevance starts at 0.88: the image branch has to learn before it can be judged.
 INITIAL_RELEVANCE_LOGIT = 2.0
 # CLIP starts at 14: a cosine of two unrelated vectors of width 256 is seldom above 0.15.
@@ -356,15 +356,12 @@ class HamLearningPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module):
         """Initial weights of everything outside the two encoders, which keep their own.
 
-        Layers of the image branch are as wide as `fusion_size`, so a fixed standard deviation fits one width only. Glorot
-        and Bengio (2010) keep the variance of a signal at every width. Embeddings that are added to normalised features,
-        or to keys and values made from them, have their variance of 1. The classifier and the CRF start as BERT's classifier.
+        Layers are as wide as `fusion_size` or the text encoder, so a fixed standard deviation fits one width only. Glorot and
+        Bengio (2010) keep the variance of a signal at every width. Embeddings that are added to normalised features, or to
+        keys and values made from them, have their variance of 1. The CRF's scores start near 0.
         """
         if isinstance(module, nn.Linear):
-            if module is getattr(self, "classifier", None):
-                init.normal_(module.weight, std=CLASSIFIER_STD)
-            else:
-                init.xavier_uniform_(module.weight)
+            init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
@@ -373,13 +370,13 @@ class HamLearningPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         if isinstance(module, HamLearningWordPooling):
-            init.normal_(module.missing, std=CLASSIFIER_STD)
+            init.normal_(module.missing, std=NEAR_ZERO_STD)
         elif isinstance(module, HamLearningRelevance):
             init.constant_(module.log_scale, INITIAL_RELEVANCE_LOG_SCALE)
             init.constant_(module.bias, INITIAL_RELEVANCE_LOGIT)
         elif isinstance(module, HamLearningTransitionScores):
             for scores in (module.start, module.transitions, module.end):
-                init.normal_(scores, std=CLASSIFIER_STD)
+                init.normal_(scores, std=NEAR_ZERO_STD)
         elif isinstance(module, HamLearningCRF):
             for name, constraint in bio_constraints(module.label_names).items():
                 init.copy_(getattr(module, name), constraint)

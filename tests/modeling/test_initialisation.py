@@ -58,15 +58,17 @@ def test_no_layer_of_the_image_side_starts_faint(fusion_size):
     assert not faint, faint
 
 
-def test_every_label_starts_with_nearly_the_same_score(tmp_path):
+def test_the_classifier_starts_as_wide_as_its_inputs_and_labels_ask(tmp_path):
     text = BertConfig(vocab_size=60, hidden_size=256, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512)
     model = HamLearningForTokenClassification(tiny_config(text_config=text))
     model.model.save_pretrained(tmp_path)
     with_new_head = HamLearningForTokenClassification.from_pretrained(tmp_path)
     for classifier in (model.classifier, with_new_head.classifier):
-        assert classifier.weight.std().item() == pytest.approx(0.02, rel=0.1) and not classifier.bias.any()
+        glorot = (2 / (256 + len(LABELS))) ** 0.5
+        assert classifier.weight.std().item() == pytest.approx(glorot, rel=0.1) and not classifier.bias.any()
     with torch.no_grad():
         model.classifier.weight.fill_(1.0)
-    add_labels(model, [*LABELS, *(f"B-{kind}" for kind in range(5))])
+    names = [*LABELS, *(f"B-{kind}" for kind in range(5))]
+    add_labels(model, names)
     known, new = model.classifier.weight.split(len(LABELS))
-    assert (known == 1).all() and new.std().item() == pytest.approx(0.02, rel=0.1)
+    assert (known == 1).all() and new.std().item() == pytest.approx((2 / (256 + len(names))) ** 0.5, rel=0.1)
