@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from datasets import Dataset
 from scipy.optimize import minimize_scalar
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -115,15 +115,22 @@ def fit_grounding_temperature(model: HamLearningForTokenClassification, batches:
     return math.exp(minimize_scalar(loss, bounds=(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)), method="bounded").x)
 
 
-@torch.no_grad()
 def scale_grounding(model: HamLearningForTokenClassification, temperature: float):
     """Divide the grounding head's scores by the temperature: the likeliest region stays, its probability changes."""
-    for parameter in model.model.image_branch.grounding.word_outer.parameters():
-        parameter.div_(temperature)
+    _divide_weights(model, [model.model.image_branch.grounding.word_outer], temperature)
+
+
+def apply_temperature(model: HamLearningForTokenClassification, temperature: float):
+    """Divide every score of a path by the temperature: the best path stays, its probability changes."""
+    _divide_weights(model, [model.classifier, model.crf], temperature)
 
 
 @torch.no_grad()
-def apply_temperature(model: HamLearningForTokenClassification, temperature: float):
-    """Divide every score of a path by the temperature: the best path stays, its probability changes."""
-    for parameter in (*model.classifier.parameters(), *model.crf.parameters()):
-        parameter.div_(temperature)
+def _divide_weights(model: HamLearningForTokenClassification, parts: list[nn.Module], temperature: float):
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            # After a forward pass FSDP2 holds copies of whole weights, and what is changed in them is lost.
+            module.reshard()
+    for part in parts:
+        for parameter in part.parameters():
+            parameter.div_(temperature)

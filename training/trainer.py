@@ -13,7 +13,7 @@ import torch
 from datasets import ClassLabel
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
@@ -64,26 +64,6 @@ def cpu_has_bf16() -> bool:
         return True
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
-
-
-class ImageDropoutCallback(TrainerCallback):
-    """Images are left out (`image_dropout`) in the second half of training only.
-
-    A post whose image alone tells the types can only be learned by heart without it. Left out from the start, images keep the
-    model from finding what is learned late: which region a word of the text points at.
-    """
-
-    def on_step_begin(self, args, state, control, model=None, **kwargs):
-        self._set(model, 2 * state.global_step >= state.max_steps)
-
-    def on_train_end(self, args, state, control, model=None, **kwargs):
-        self._set(model, True)
-
-    @staticmethod
-    def _set(model: nn.Module, leaves_images_out: bool):
-        for module in model.modules():
-            if hasattr(module, "leaves_images_out"):
-                module.leaves_images_out = leaves_images_out
 
 
 class MnerTrainer(Trainer):
@@ -149,7 +129,6 @@ class MnerTrainer(Trainer):
             compute_metrics=compute_metrics,
             **kwargs,
         )
-        self.add_callback(ImageDropoutCallback)
         if args.bf16 and args.device.type == "cpu" and not cpu_has_bf16() and args.should_log:
             logger.warning(
                 "bf16: this processor has no instructions for it, and training takes many times as long as with --bf16 false"
@@ -309,6 +288,25 @@ class MnerTrainer(Trainer):
         # The first process then writes the state, which says that the checkpoint is complete: wait for the others' files.
         self.accelerator.wait_for_everyone()
 
+    @contextmanager
+    def _image_dropout(self, model: nn.Module) -> Iterator[None]:
+        """Images are left out (`image_dropout`) in the second half of training only.
+
+        A post whose image alone tells the types can only be learned by heart without it. Left out from the start, images keep
+        the model from finding what is learned late: which region a word of the text points at. Where the model that is kept may
+        be one of the first half, they are left out from the start all the same, so that it knows posts without an image.
+        """
+        may_keep_an_early_model = self.args.load_best_model_at_end or self.args.early_stopping_patience is not None
+        leaves_images_out = may_keep_an_early_model or 2 * self.state.global_step >= self.state.max_steps
+        parts = [module for module in model.modules() if hasattr(module, "leaves_images_out")]
+        for part in parts:
+            part.leaves_images_out = leaves_images_out
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.leaves_images_out = True
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
         """One step, which stops at a loss or gradient that is not finite.
 
@@ -316,7 +314,8 @@ class MnerTrainer(Trainer):
             NotFiniteError: with the ids of the batch's posts.
         """
         ids = inputs.pop("ids", None)
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with self._image_dropout(model):
+            loss = super().training_step(model, inputs, num_items_in_batch)
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         # One number for both, so that the GPU is waited for once.
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True) if gradients else loss.new_zeros(())

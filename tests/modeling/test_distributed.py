@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.tiny_model import random_batch, select, tiny_model
+from training.calibration import apply_temperature
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 3
@@ -74,8 +75,16 @@ def worker(kind: str, result: str):
     if rank == 1:
         parts = [({name: x for name, x in part.items() if name != "pixel_values"}, *rest) for part, *rest in parts]
     losses = train(model, parts, reduce)
+    halved = None
+    if kind == "fsdp2":
+        before = model.classifier.weight.full_tensor()
+        with torch.no_grad():
+            model(**parts[0][0])
+        apply_temperature(model, 2.0)
+        model.reshard()
+        halved = torch.equal(model.classifier.weight.full_tensor(), before / 2)
     if rank == 0:
-        Path(result).write_text(json.dumps(losses))
+        Path(result).write_text(json.dumps({"losses": losses, "temperature halves the weights": halved}))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     # On a busy machine one of torch's threads is now and then still there when Python ends, and ends it with an abort.
@@ -92,7 +101,9 @@ def test_a_process_without_an_image_trains_with_the_others(kind, tmp_path):
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
     alone = train(make_model(), [(batch, (batch["labels"] >= 0).sum(), 1.0) for batch in batches()], torch.Tensor.item)
-    assert json.loads(result.read_text()) == pytest.approx(alone, rel=1e-4)
+    found = json.loads(result.read_text())
+    assert found["losses"] == pytest.approx(alone, rel=1e-4)
+    assert kind != "fsdp2" or found["temperature halves the weights"]
 
 
 if __name__ == "__main__":

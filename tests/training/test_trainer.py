@@ -12,7 +12,6 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from PIL import Image
 from torch import nn
-from transformers import TrainerCallback
 from transformers.trainer_utils import HubStrategy
 
 from mner_data.synthetic_posts import synthetic_dataset
@@ -40,11 +39,6 @@ def text_rows(count: int) -> Dataset:
         },
         features=features,
     )
-
-
-class StopAfterOneStep(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = True
 
 
 @pytest.fixture(scope="module")
@@ -277,20 +271,27 @@ def test_images_are_counted_over_the_workers_of_a_loader(make_trainer, tmp_path)
     assert trainer.image_counts() == {"images_read": 6, "images_unreadable": 6}
 
 
-def test_images_are_left_out_in_the_second_half_of_training(make_trainer):
+@pytest.mark.parametrize("keeps_the_best", [False, True])
+def test_images_are_left_out_in_the_second_half_of_training(keeps_the_best, make_trainer):
     rows = [row | {"image": Image.new("RGB", (64, 64))} for row in text_rows(6)]
-    trainer = make_trainer(rows, per_device_train_batch_size=2, num_train_epochs=2)
+    arguments = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"} if keeps_the_best else {}
+    trainer = make_trainer(rows, rows, per_device_train_batch_size=2, num_train_epochs=2, **arguments)
     trainer.model.config.image_dropout = 1.0
     read: list[bool] = []
-    hook = trainer.model.register_forward_hook(lambda model, args, output: read.append(bool(output.relevance.any())))
+
+    def count(model, _args, output):
+        if model.training:
+            read.append(bool(output.relevance.any()))
+        if len(read) > 6:
+            raise KeyboardInterrupt
+
+    hook = trainer.model.register_forward_hook(count)
     trainer.train()
-    assert read == [True, True, True, False, False, False]
-    # A training loop of one's own afterwards leaves out what the config says, also after a run that ended early.
-    trainer.args.max_steps, read[:] = 2, []
-    trainer.add_callback(StopAfterOneStep)
-    trainer.train()
-    assert read == [True]
+    assert read == [not keeps_the_best] * 3 + [False] * 3
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
     hook.remove()
+    # A training loop of one's own leaves out what the config says, also after a run that was interrupted.
     model = trainer.model.train()
     batch = MnerCollator(trainer.processing_class)(rows[:2])
     assert not model(**{name: tensor for name, tensor in batch.items() if name != "ids"}).relevance.any()
