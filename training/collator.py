@@ -67,9 +67,10 @@ class MnerCollator:
         labels = np.full(batch["word_mask"].shape, -100, dtype=np.int64)
         labels[batch["word_mask"].numpy()] = np.concatenate([np.asarray(row["ner_tags"], int) for row in rows])
         batch["labels"] = torch.from_numpy(labels)
-        # A batch without an image has no regions.
-        if "region_mask" in batch and any("entity_boxes" in row for row in rows):
-            batch["region_overlaps"] = _region_overlaps(rows, regions, batch["region_mask"].shape[1])
+        if any("entity_boxes" in row for row in rows):
+            # A batch without an image has no regions. What evaluation gathers has one form for all batches.
+            num_regions = batch["region_mask"].shape[1] if "region_mask" in batch else 0
+            batch["region_overlaps"] = _region_overlaps(rows, regions, num_regions)
         batch["ids"] = [row["id"] for row in rows]
         return batch
 
@@ -123,7 +124,7 @@ def _region_overlaps(rows: list[dict[str, Any]], regions: list[Regions], num_reg
                 continue
             overlaps[place, entity] = 0
             overlaps[place, entity, -1] = not entity_boxes
-            if entity_boxes and len(region_boxes):
+            if entity_boxes and len(region_boxes) and num_regions:
                 best = box_iou(region_boxes, torch.tensor(entity_boxes)).amax(1)
                 overlaps[place, entity, : len(region_boxes)] = best
     return overlaps

@@ -316,6 +316,17 @@ def test_predictions_are_the_best_paths(make_trainer):
     assert isinstance(trainer.model, nn.Module) and isinstance(trainer.compute_metrics, ComputeMnerMetrics)
 
 
+def test_a_batch_without_images_is_evaluated_with_those_that_have_some(make_trainer):
+    image, nowhere = Image.new("RGB", (64, 64)), []
+    rows = [
+        row | {"image": image, "entity_boxes": [nowhere] * entities}
+        for row, entities in zip(text_rows(3), (1, 1, 2), strict=True)
+    ]
+    rows[2]["image"] = None
+    scores = make_trainer(None, rows, per_device_eval_batch_size=2).evaluate()
+    assert scores["eval_gold_total"] == scores["eval_grounding_gold_total"] == 4
+
+
 def test_evaluation_says_how_many_regions_are_right(make_trainer):
     # Posts of one, two, three and four words, with one, one, two and two entities: of the last post one is not annotated.
     rows = [row | {"image": Image.new("RGB", (64, 64))} for row in text_rows(4)]
