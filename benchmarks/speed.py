@@ -89,7 +89,7 @@ def tagging(device: str, rounds: int) -> dict[str, float]:
     @torch.no_grad()
     def image_branch():
         for side, words, mask in sides:
-            inner.image_branch(words, mask, inner.image_branch.memories(**side))
+            inner.image_branch(words, mask, side)
 
     @torch.no_grad()
     def decode():

@@ -101,8 +101,7 @@ class TaggerGraph(nn.Module):
         inputs = self.head.model.prepare_image_inputs(
             has_image, vision_features, image_sizes, region_boxes, region_label_ids, region_mask
         )
-        memories = self.head.model.image_branch.memories(**inputs)
-        fused, relevance, attention, _, grounding = self.head.model.image_branch(words, word_mask, memories)
+        fused, relevance, attention, _, grounding, _ = self.head.model.image_branch(words, word_mask, inputs)
         return (fused, relevance, attention) if grounding is None else (fused, relevance, attention, grounding)
 
     def _without_image(self, words: Tensor, word_mask: Tensor, *image_inputs: Tensor) -> tuple[Tensor, ...]:

@@ -36,7 +36,8 @@ class HamLearningAttention(nn.Module):
         weight: Tensor | None = None,
         return_attention: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """queries (B, Q, d), context (B, C, d), mask (B, C), weight (B, C) → (B, Q, d) and, if asked, the (B, heads, Q, C).
+        """queries (B, Q, d), or (1, Q, d) for every context, context (B, C, d), mask (B, C), weight (B, C) → (B, Q, d) and, if
+        asked, the attention (B, heads, Q, C).
 
         Where nothing of the context is present the result is 0.
         """
@@ -55,6 +56,8 @@ class HamLearningAttention(nn.Module):
             mixed = nn.functional.dropout(attention, dropout, self.training) @ value
             attention = attention * present[:, None, None, None]
         else:
+            # Fused kernels take no batch of another size.
+            query = query.expand(len(key), -1, -1, -1)
             mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         mixed = self.output(mixed.transpose(1, 2).flatten(2))
         return mixed * present[:, None, None], attention

@@ -256,11 +256,17 @@ class HamLearningImageBranch(nn.Module):
         return loss
 
     def forward(
-        self, words: Tensor, word_mask: Tensor, memories: dict[str, tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...], Tensor | None]:
-        """Stages 2 and 3: refined words (B, W, H), relevance (B, 4), word-region attention (B, W, K), cross-attentions, and
-        with the grounding head its scores (B, W, K + 1).
+        self, words: Tensor, word_mask: Tensor, image_inputs: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...], Tensor | None, Tensor | None]:
+        """Stages 1 to 3 of an image, given the words (B, W, H) and what [`memories`] takes.
+
+        All of it is one call, so that FSDP, which gathers a module's weights for its call, can take the branch as one unit.
+
+        Returns:
+            Refined words (B, W, H), relevance (B, 4), word-region attention (B, W, K), cross-attentions, with the grounding
+            head its scores (B, W, K + 1), and in training the matching loss.
         """
+        memories = self.memories(**image_inputs)
         projected = self.text_projection(words)
         sentence = self.sentence(projected, word_mask)
 
@@ -294,7 +300,10 @@ class HamLearningImageBranch(nn.Module):
         if self.config.has_grounding:
             region_mask = next(mask for level, (_, mask) in memories.items() if level != "global")
             grounding_scores = self.grounding(refined, memories, region_mask)
-        return fused, relevance, word_region_attention, tuple(cross_attentions), grounding_scores
+        relevance_loss = None
+        if self.training and self.config.use_relevance and self.config.relevance_loss_weight > 0:
+            relevance_loss = self.matching_loss(words, word_mask, memories)
+        return fused, relevance, word_region_attention, tuple(cross_attentions), grounding_scores, relevance_loss
 
     @staticmethod
     def _attention_per_region(attention: Tensor, memories: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
@@ -513,11 +522,7 @@ class HamLearningModel(HamLearningPreTrainedModel):
                 region_label_ids,
                 region_mask,
             )
-            memories = self.image_branch.memories(**inputs)
-            fused, relevance, attention, cross_attentions, grounding = self.image_branch(words, word_mask, memories)
-            relevance_loss = None
-            if self.training and self.config.use_relevance and self.config.relevance_loss_weight > 0:
-                relevance_loss = self.image_branch.matching_loss(words, word_mask, memories)
+            fused, relevance, attention, cross_attentions, grounding, relevance_loss = self.image_branch(words, word_mask, inputs)
             words = torch.where(has_image[:, None, None], fused.to(words.dtype), words)
         else:
             num_regions = region_boxes.shape[1] if region_boxes is not None else 0
@@ -560,10 +565,9 @@ class HamLearningModel(HamLearningPreTrainedModel):
         mask = has_image[:, None, None, None]
         if vision_features is not None:
             return vision_features.masked_fill(~mask, 0)
-        if torch.compiler.is_compiling():
+        if pixel_values is not None and torch.compiler.is_compiling():
             return self.get_image_features(pixel_values.masked_fill(~mask, 0)) * mask
-        places = has_image.nonzero().squeeze(1)
-        if len(places):
+        if pixel_values is not None and len(places := has_image.nonzero().squeeze(1)):
             feature_maps = self.get_image_features(pixel_values[places])
             return feature_maps.new_zeros(len(has_image), *feature_maps.shape[1:]).index_copy(0, places, feature_maps)
         empty = words.new_zeros(len(has_image), self.vision_encoder.channels[-1], 1, 1)

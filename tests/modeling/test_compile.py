@@ -39,7 +39,7 @@ def test_the_stages_are_one_graph_each():
         return model.encode_text(batch["input_ids"], batch["attention_mask"], batch["word_positions"])[0]
 
     def image(side, words, word_mask):
-        return model.image_branch(words, word_mask, model.image_branch.memories(**side))
+        return model.image_branch(words, word_mask, side)
 
     for stage, given in (
         (text, (batch,)),
@@ -58,6 +58,16 @@ def test_the_whole_model_is_one_graph(num_windows):
     expected, actual = model(**batch), compiled(**batch)
     for name in ("logits", "relevance", "word_region_attention"):
         torch.testing.assert_close(actual[name], expected[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("with_images", [True, False])
+def test_training_is_one_graph(with_images):
+    model, batch = tiny_model().train(), mixed_batch()
+    model.freeze_vision()
+    if not with_images:
+        batch = {name: tensor for name, tensor in batch.items() if name not in ("pixel_values", "has_image", *SIDE)}
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert (compiled(**batch).relevance_loss > 0) == with_images
 
 
 @pytest.mark.slow

@@ -62,8 +62,8 @@ def worker(kind: str, result: str):
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh("cpu", (2,))
-        for layer in model.model.text_encoder.encoder.layer:
-            fully_shard(layer, mesh=mesh)
+        for unit in [*model.model.text_encoder.encoder.layer, model.model.image_branch]:
+            fully_shard(unit, mesh=mesh)
         fully_shard(model, mesh=mesh)
 
     def reduce(loss):
@@ -79,7 +79,8 @@ def worker(kind: str, result: str):
     if kind == "fsdp2":
         before = model.classifier.weight.full_tensor()
         with torch.no_grad():
-            model(**parts[0][0])
+            outputs = model(**parts[0][0])
+        model.decode(outputs, parts[0][0]["word_mask"])
         apply_temperature(model, 2.0)
         model.reshard()
         halved = torch.equal(model.classifier.weight.full_tensor(), before / 2)
