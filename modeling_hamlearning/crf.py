@@ -203,8 +203,11 @@ class HamLearningCRF(nn.Module):
             # In the order of their ids, so that of equal sums the first wins whatever the rest of the batch is.
             sources = scores.topk(int(count), dim=1).indices.sort(dim=1).values
             best, place = (scores.gather(1, sources)[:, :, None] + transitions[sources]).max(dim=1)
-            of_first, of_second = (scores[:, label] + transitions[label, own] for label in (first, second))
-            best_inside, source_inside = torch.maximum(of_first, of_second), torch.where(of_first >= of_second, first, second)
+            first_scores, second_scores = (scores[:, label] + transitions[label, own] for label in (first, second))
+            best_inside, source_inside = (
+                torch.maximum(first_scores, second_scores),
+                torch.where(first_scores >= second_scores, first, second),
+            )
             return torch.where(is_inside, best_inside, best), torch.where(is_inside, source_inside, sources.gather(1, place))
 
         return step
