@@ -15,13 +15,12 @@ from tqdm import tqdm
 
 from mner_data.files import atomic_write
 from modeling_hamlearning import MnerPipeline
+from modeling_hamlearning.pipeline_mner import conll_lines
 
 # Readers of parquet folders pass over names that begin with an underscore.
 SETTINGS, RUN = "_predict.json", "_run-"
 RESULTS, CHECKPOINT, COUNT = "data", "checkpoint", "posts.txt"
 PROGRESS_SECONDS = 10
-# Stands in a CoNLL file for what would break a line.
-UNREADABLE = "\ufffd"
 # What the results can also be written as, in one file: its name.
 FILES = {"jsonl": "tagged.jsonl", "conll": "tagged.conll"}
 
@@ -60,11 +59,9 @@ def write_file(output: Path, output_format: str) -> tuple[Path, int]:
 
 
 def _conll(row: dict) -> str:
-    """A post as CoNLL files have it. A word that is empty or holds a blank would break its line."""
-    words = [re.sub(r"\s", UNREADABLE, word) or UNREADABLE for word in row["tokens"]]
-    lines = [f"IMGID:{' '.join(row['id'].split())}"]
-    lines += [f"{word}\t{label}" for word, label in zip(words, MnerPipeline.to_bio(row["entities"], len(words)), strict=True)]
-    return "\n".join(lines) + "\n\n"
+    """A post as CoNLL files have it."""
+    labels = MnerPipeline.to_bio(row["entities"], len(row["tokens"]))
+    return f"IMGID:{' '.join(row['id'].split())}\n{conll_lines(row['tokens'], labels)}\n"
 
 
 def save_count(folder: Path, num_posts: int):

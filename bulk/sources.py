@@ -153,11 +153,13 @@ def open_data(
         DataError: there is no such data or split, or the columns are not those of a post.
     """
     if "://" in name:
+        _refuse_reading(Reading(format, columns), name, "an address of parquet files")
         return replace(_open_address(name, split, column_names or {}), images=images)
     path = Path(name).absolute()  # Ray's workers may run in another folder
     if not path.exists():
         if path.suffix.lower() in (*DATA_SUFFIXES, ".json", ".gz") or name.startswith(("/", ".", "~")) or name.count("/") > 1:
             raise DataError(f"--data: there is no file or folder {name}")
+        _refuse_reading(Reading(format, columns), name, "a data set of the Hub")
         return replace(_open_hub(name, split, column_names or {}), images=images)
     folder = path if path.is_dir() else path.parent
     if images is None:
@@ -176,10 +178,11 @@ def open_data(
         regions = [_data_file(beside, beside.name)] if beside.is_file() and beside != path else []
     files = [file for file in files if file not in regions]
     if is_saved:
+        _refuse_reading(Reading(format, columns), name, "a saved data set")
         try:
             data = datasets.load_from_disk(str(path))
-        except ValueError as error:
-            raise DataError(f"--data: {name} cannot be read as a saved data set: {error}") from error
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise DataError(f"--data: {name} cannot be read as a saved data set: {error!r:.300}") from error
         source = _open_datasets(data, split, name, fingerprint_of(_stats(files)), column_names or {})
         source.notes.extend(_unread_note([file.name for file in files if _suffix(file.name) in DATA_SUFFIXES]))
     else:
@@ -188,8 +191,11 @@ def open_data(
     if path.is_dir() and images and path.resolve() in images.resolve().parents:
         labels = [str(file.relative_to(images)) for file in walk_files(images) if _suffix(file.name) in DATA_SUFFIXES]
         source.notes.extend(_unread_note([f"{images.name}/{label}" for label in labels]))
+    regions_of: dict[str, str] = {}
     for file in regions:
-        read_regions(Path(file.path))  # an error in it is better said now than by every tagger
+        for post in read_regions(Path(file.path)):  # an error in it is better said now than by every tagger
+            if (first := regions_of.setdefault(post, file.path)) != file.path:
+                raise DataError(f"--data: post {post:.80}: expected its regions in one file, got {first} and {file.path}")
         source.notes.append(f"regions: {file.path}")
     fingerprint = fingerprint_of(source.fingerprint, _stats(regions))
     regions_files = tuple(file.path for file in regions)
@@ -328,8 +334,12 @@ def _open_files(
     notes += _unread_note(unread)
     parts: Parts
     if form == "parquet":
+        _refuse_reading(reading, where, "which is parquet")
         parts, columns = _parquet_parts(posts, filesystem, reading.column_names)
     elif form == "jsonl":
+        if reading.columns:
+            raise DataError(f"--columns: {where} is read as JSONL; it is for CoNLL files; --column_names is for JSONL")
+        _check_json_names(posts, reading.column_names, where)
         parts = [partial(_json_lines, file.path, file.name, reading.column_names) for file in posts]
         columns = _json_fields(posts, reading.column_names)
     else:
@@ -338,6 +348,12 @@ def _open_files(
         present = [name for name in tables[0].column_names if any(len(table) > table[name].null_count for table in tables)]
         columns = f"columns: {', '.join(present)}"
     return PostSource(parts, fingerprint_of(_stats(posts)), [*notes, columns])
+
+
+def _refuse_reading(reading: Reading, where: str, what: str):
+    """Raises `DataError` for options of label files with data that are none."""
+    if options := [f"--{name}" for name in ("format", "columns") if getattr(reading, name)]:
+        raise DataError(f"{' and '.join(options)}: expected label files beside such an option, got {where}, {what}; leave it out")
 
 
 def _suffix(name: str) -> str:
@@ -367,6 +383,9 @@ def _open_address(name: str, split: str | None, column_names: Mapping[str, str])
 def _open_hub(name: str, split: str | None, column_names: Mapping[str, str]) -> PostSource:
     try:
         data = datasets.load_dataset(name)
+    except (FileNotFoundError, ConnectionError) as error:
+        reason = f"there is no file or folder {name} here, and no such data set on the Hub"
+        raise DataError(f"--data: {reason}: {error!s:.300}") from error
     except ValueError as error:
         raise DataError(f"--data: {name} cannot be read: {error}") from error
     return _open_datasets(data, split, name, None, column_names)
@@ -640,6 +659,22 @@ def _json_fields(files: list[DataFile], column_names: Mapping[str, str]) -> str:
                 names |= standard_row(fields, column_names).keys() if isinstance(fields, dict) else set()
     columns = [name for name in POST_COLUMNS.names if name in names]
     return _column_note(columns, {replace_surrogates(name) for name in names.difference(columns)})
+
+
+def _check_json_names(files: list[DataFile], column_names: Mapping[str, str], where: str):
+    """Raises `DataError` for a name that no line of the files has. Files are read as far as it takes to find all names."""
+    names: set[str] = set()
+    tables = (table for file in files for table in _json_lines(file.path, file.name, column_names))
+    for line in (line for table in tables for line in table["json"].to_pylist()):
+        if column_names.keys() <= names:
+            break
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # the tagger names it
+        for part in (fields, fields.get("data")) if isinstance(fields, dict) else ():
+            names |= part.keys() if isinstance(part, dict) else set()
+    check_column_names(column_names, sorted(names), where)
 
 
 def _id_of_line(line: bytes, column_names: Mapping[str, str]) -> str | None:

@@ -81,6 +81,8 @@ class Tagger:
         data_dir: str | None = None,
         column_names: Mapping[str, str] | None = None,
     ):
+        if batch_size < 1:
+            raise DataError(f"--batch_size: expected at least 1 post in a call of the model, got {batch_size}")
         self.with_tokens = with_tokens
         self.column_names = column_names or {}
         self.images = ImageFinder(images, data_dir)
@@ -151,6 +153,9 @@ class Tagger:
     def _image(self, image: Any, name: str | int) -> bytes | Path | None:
         """The image itself or its file. Only here do paths and URLs of posts become something to open."""
         if isinstance(image, dict):
+            if not {"bytes", "path"} & set(image):
+                got = ", ".join(image) or "none"
+                raise DataError(f"field image: expected an object with bytes or path, got the fields {got:.200}")
             image = image["bytes"] if image.get("bytes") is not None else image.get("path")
         if image is None:
             return self.images.find({"id": str(name)})

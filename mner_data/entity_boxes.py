@@ -18,7 +18,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from processors.region_extraction import check_regions
 
 from .readers import ENTITY_BOXES_FILE, DataError
-from .readers.text import json_lines
+from .readers.text import as_text, check_first_place, json_lines
 
 logger = logging.getLogger(__name__)
 XML_FOLDER = "xml"
@@ -88,20 +88,50 @@ def check_rows(rows: Dataset, name: str):
             raise DataError(str(error)) from error
 
 
+def _posts_by_id(posts: list[dict]) -> dict[str, list[dict]]:
+    by_id: dict[str, list[dict]] = {}
+    for post in posts:
+        by_id.setdefault(post["id"], []).append(post)
+    return by_id
+
+
+def _only_post(same_id: list[dict], source: Path) -> dict:
+    """The post that stands for all that share its id.
+
+    Raises:
+        DataError: their words or labels differ, so that the boxes of one would be taken for another's.
+    """
+    post = same_id[0]
+    for other in same_id[1:]:
+        if (other["tokens"], other["labels"]) != (post["tokens"], post["labels"]):
+            texts = " and ".join(repr(" ".join(one["tokens"])[:40]) for one in (post, other))
+            raise DataError(
+                f"{source}, post {post['id']}: expected one post of this id, got several with other words or labels, {texts}; "
+                "give every post an id of its own"
+            )
+    return post
+
+
 def _read_jsonl(path: Path, posts: list[dict]) -> dict[str, EntityBoxes]:
-    by_id = {post["id"]: post for post in posts}
+    by_id = _posts_by_id(posts)
+    places: dict[str, str] = {}
     entity_boxes, unknown = {}, []
     for where, row in json_lines(path, "id and entities"):
         try:
-            post_id = str(row["id"])
+            post_id = as_text(row["id"])
             boxes = {(item["start"], item["end"], item["type"]): item["boxes"] for item in row["entities"]}
         except (KeyError, TypeError) as error:
             raise DataError(f"{where}: expected id, and entities with start, end, type and boxes: {error!r:.200}") from error
+        check_first_place(post_id, where, places)
         if post_id not in by_id:
             unknown.append(post_id)
             continue
         where = f"{where}, post {post_id}"
-        entities = [(first, last + 1, kind) for kind, first, last in get_entities(by_id[post_id]["labels"])]
+        if len(boxes) < len(row["entities"]):
+            raise DataError(f"{where}, field entities: expected every entity once, got {len(row['entities'])} of which "
+                            f"{len(row['entities']) - len(boxes)} are there again")  # fmt: skip
+        post = _only_post(by_id[post_id], path)
+        entities = [(first, last + 1, kind) for kind, first, last in get_entities(post["labels"])]
         for missing, has, lacks in ((set(boxes) - set(entities), "boxes", "label file"),
                                     (set(entities) - set(boxes), "label file", "boxes")):  # fmt: skip
             if missing:
@@ -123,7 +153,9 @@ def _read_xml(folder: Path, posts: list[dict]) -> dict[str, EntityBoxes]:
     """Every post counts as annotated: an entity that no object is named after is not seen."""
     entity_boxes: dict[str, EntityBoxes] = {}
     malformed, without, unknown, outside = [], [], [], []
-    for post in posts:
+    by_id = _posts_by_id(posts)
+    for same in by_id.values():
+        post = _only_post(same, folder)
         path = folder / f"{post['id']}.xml"
         entities = [" ".join(post["tokens"][first : last + 1]) for _, first, last in get_entities(post["labels"])]
         if not path.is_file():
@@ -141,7 +173,7 @@ def _read_xml(folder: Path, posts: list[dict]) -> dict[str, EntityBoxes]:
         entity_boxes[post["id"]] = [boxes[_plain(entity)] if _plain(entity) in boxes else [] for entity in entities]
     if malformed:
         raise DataError(f"{folder}: {len(malformed)} files cannot be read: {'; '.join(malformed)}")
-    if posts and len(without) == len(posts):
+    if posts and len(without) == len(by_id):
         raise DataError(f"{folder}: expected files named after the posts, such as {posts[0]['id']}.xml, got none of them")
     for files, what in ((unknown, "names of objects are no entity of their post, and are not used"),
                         (outside, "files have boxes that reach out of the image, which are cut"),

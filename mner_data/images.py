@@ -183,8 +183,15 @@ class ImageFinder:
         return None
 
     def open(self, post: dict[str, Any]) -> tuple[Path | None, PIL.Image.Image | None, str | None]:
-        """A post's image file, its image in RGB, and why there is no image if there is none."""
-        path = self.find(post)
+        """A post's image file, its image in RGB, and why there is no image if there is none.
+
+        Raises:
+            DataError: naming the post, whose image's name leads out of the folders.
+        """
+        try:
+            path = self.find(post)
+        except DataError as error:
+            raise DataError(f"post {post['id']}: {error}") from error
         if path is None:
             is_url = post.get("image") is not None and _is_url(post["image"])
             return None, None, "a URL, which is not downloaded here" if is_url else "no file"

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import (
@@ -30,10 +31,12 @@ from datasets import (
 from datasets.config import HF_DATASETS_CACHE
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import HFValidationError
 from seqeval.metrics.sequence_labeling import get_entities
 from tqdm.auto import tqdm
 
 from processors import REGION_FIELDS
+from processors.region_extraction import check_regions
 
 from .entity_boxes import check_rows, find_entity_boxes, read_entity_boxes
 from .images import ImageFinder, default_image_dir
@@ -53,7 +56,7 @@ from .readers.split_files import log_label_files
 
 logger = logging.getLogger(__name__)
 IDS_LISTED = 50
-ROWS_AT_ONCE = 100
+ROWS_AT_ONCE, ROWS_CHECKED_AT_ONCE = 100, 1000
 
 
 def load_splits(
@@ -114,6 +117,8 @@ def _load_label_files(
     """The data set of the posts of label files in a folder."""
     if image_dir and not Path(image_dir).is_dir():
         raise DataError(f"image_dir: there is no folder {image_dir}")
+    if regions_file and not Path(regions_file).is_file():
+        raise DataError(f"regions_file: there is no file {regions_file}")
     images = image_dir or default_image_dir(folder)
     regions_beside = folder / REGIONS_FILE
     regions = regions_file or (regions_beside if regions_beside.is_file() else None)
@@ -132,11 +137,11 @@ def _load_dataset(name: str, label_scheme: str | None, column_names: Mapping[str
             data = load_dataset("parquet", data_files={"train": name})
             fingerprint = sha256(path)
         elif path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
-            data = load_from_disk(name)
+            data = _load_saved(name)
         elif path.is_dir():
             data, fingerprint = _load_parquet_folder(path)
         else:
-            data = load_dataset(name)
+            data = _load_from_hub(name)
     except (DatasetGenerationError, pa.ArrowInvalid) as error:
         raise DataError(f"{name}: `datasets` cannot read it: {error.__cause__ or error}") from error
     data = data if isinstance(data, dict) else DatasetDict({"train": data})
@@ -152,6 +157,7 @@ def _load_dataset(name: str, label_scheme: str | None, column_names: Mapping[str
     for rows in data.values():
         _check_labels(rows, name)
         _check_paths(rows, name)
+        _check_regions(rows, name)
     data = _with_bio_labels(data, name, label_scheme)
     for rows in data.values():
         check_rows(rows, name)
@@ -163,6 +169,20 @@ def _load_dataset(name: str, label_scheme: str | None, column_names: Mapping[str
                 f"got {dataset_labels(data[first])} in {first} and {dataset_labels(rows)} in {split}"
             )
     return data, {split: fingerprint or rows._fingerprint for split, rows in data.items()}
+
+
+def _load_saved(name: str) -> Dataset | DatasetDict:
+    try:
+        return load_from_disk(name)
+    except (OSError, ValueError, LookupError, TypeError) as error:  # by what is missing in its JSON files, or wrong
+        raise DataError(f"{name}: expected a data set saved by `datasets`, which cannot read it: {error!r:.300}") from error
+
+
+def _load_from_hub(name: str) -> Dataset | DatasetDict:
+    try:
+        return load_dataset(name)
+    except (FileNotFoundError, ConnectionError, HFValidationError) as error:
+        raise DataError(f"there is no file or folder {name} here, and no such data set on the Hub: {error!s:.300}") from error
 
 
 def _load_parquet_folder(folder: Path) -> tuple[DatasetDict, str]:
@@ -204,10 +224,10 @@ def dataset_of_posts(
     """
     names = bio_labels(label for split_posts in posts.values() for post in split_posts for label in post["labels"])
     images = ImageFinder(image_dir, label_dir)
+    all_posts = [post for split_posts in posts.values() for post in split_posts]
     regions = read_regions(regions_file) if regions_file else {}
-    boxes = (
-        read_entity_boxes(entity_boxes, [post for split_posts in posts.values() for post in split_posts]) if entity_boxes else {}
-    )
+    _check_images_of_regions(all_posts, regions, str(regions_file))
+    boxes = read_entity_boxes(entity_boxes, all_posts) if entity_boxes else {}
     splits = {}
     for split, split_posts in posts.items():
         columns: dict[str, list] = {name: [] for name in ("id", "tokens", "ner_tags", "image", *REGION_FIELDS, "entity_boxes")}
@@ -232,9 +252,24 @@ def dataset_of_posts(
             )  # fmt: skip
         features = row_features(names, with_regions=bool(regions), with_entity_boxes=bool(boxes))
         splits[split] = Dataset.from_dict({name: columns[name] for name in features}, features=features)
-    if unknown := set(regions) - {post["id"] for split_posts in posts.values() for post in split_posts}:
+    if unknown := set(regions) - {post["id"] for post in all_posts}:
         logger.warning("%s: the regions of %d ids are not used, no post has them: %s …", regions_file, len(unknown), min(unknown))
     return DatasetDict(splits)
+
+
+def _check_images_of_regions(posts: list[dict], regions: dict[str, dict], source: str):
+    """Posts that share an id, and so its regions, show the same image.
+
+    Raises:
+        DataError: naming the id and two images.
+    """
+    images: dict[str, str | None] = {}
+    for post in posts:
+        if post["id"] in regions and (first := images.setdefault(post["id"], post.get("image"))) != post.get("image"):
+            raise DataError(
+                f"{source}, post {post['id']}: expected one post of this id, or several with one image, got the images "
+                f"{first or 'none'!s:.80} and {post.get('image') or 'none'!s:.80}; give every post an id of its own"
+            )
 
 
 def check_images(data: DatasetDict):
@@ -370,7 +405,14 @@ def _check_columns(data: Dataset, name: str) -> Dataset:
     if not isinstance(tags, ClassLabel) and not (isinstance(tags, Value) and tags.dtype in ("string", "large_string")):
         raise DataError(f"{name}: expected ner_tags as a sequence of ClassLabel or string, got {data.features['ner_tags']}")
     if "image" in data.column_names:
-        data = data.cast_column("image", Image(decode=False))
+        feature = data.features["image"]
+        expected = f"{name}, column image: expected images, bytes, names of files, or structs of bytes and path, got {feature}"
+        if isinstance(feature, dict) and not {"bytes", "path"} & set(feature):
+            raise DataError(expected)
+        try:
+            data = data.cast_column("image", Image(decode=False))
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise DataError(f"{expected}: {error!s:.200}") from error
     return data
 
 
@@ -392,8 +434,9 @@ def _with_bio_labels(data: DatasetDict, name: str, label_scheme: str | None) -> 
         posts = (f", post {post_id}" for post_id, post_labels in zip(ids, labels, strict=True) if error.label in post_labels)
         raise DataError(f"{name}{next(posts, '')}, field ner_tags: {error}") from error
     is_bio = all(isinstance(feature, ClassLabel) for feature in features) and all(map(is_bio_label, names))
-    if bio.num_changed or not is_bio:
+    if bio.num_changed:
         logger.warning("%s", bio)
+    if bio.num_changed or not is_bio:
         unused = to_bio([[label] for label in sorted(names)], bio.scheme).labels
         feature = List(ClassLabel(names=bio_labels(label for post_labels in [*bio.labels, *unused] for label in post_labels)))
         remaining = iter(bio.labels)
@@ -432,6 +475,59 @@ def _check_labels(data: Dataset, name: str):
             )
         if not isinstance(feature, ClassLabel) and None in tags:
             raise DataError(f"{where} ner_tags: expected a label for every word, got {tags!r:.80}")
+
+
+def _check_regions(data: Dataset, name: str):
+    """The regions that come with a data set are as the model takes them.
+
+    Raises:
+        DataError: naming the post, the field and the box.
+    """
+    names = [field for field in REGION_FIELDS if field in data.column_names]
+    if not names:
+        return
+    for batch in data.select_columns(["id", *names]).with_format("arrow").iter(ROWS_CHECKED_AT_ONCE):
+        if _are_regions(batch):
+            continue
+        for row in batch.to_pylist():
+            boxes, labels, scores = (row.get(field) for field in REGION_FIELDS)
+            if any(values is not None for values in (boxes, labels, scores)):
+                try:
+                    check_regions(boxes, labels, scores, f"{name}, post {row['id']}")
+                except ValueError as error:
+                    raise DataError(str(error)) from error
+
+
+def _are_regions(batch: pa.Table) -> bool:
+    """Whether all regions of a batch are what `check_regions` lets pass, seen at once: a loop over the boxes takes long.
+
+    It says no as well where it cannot tell, as with columns of other types.
+    """
+    if "boxes" not in batch.column_names:
+        return False
+    try:
+        columns = {field: batch[field] for field in REGION_FIELDS if field in batch.column_names}
+        counts = {field: _list_lengths(column) for field, column in columns.items()}
+        values = {field: pc.list_flatten(column) for field, column in columns.items()}
+        lengths, sides = _list_lengths(values["boxes"]), pc.list_flatten(values["boxes"])
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+        return False
+    labels, scores = values.get("box_labels"), values.get("box_scores")
+    numbers = [sides] if scores is None else [sides, scores]
+    if not all(pa.types.is_floating(column.type) or pa.types.is_integer(column.type) for column in numbers):
+        return False
+    if labels is not None and not (pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type)):
+        return False
+    if not all(((count == -1) | (count == counts["boxes"])).all() for count in counts.values()) or not (lengths == 4).all():
+        return False
+    boxes = sides.to_numpy().reshape(-1, 4)
+    in_order = (boxes[:, :2] <= boxes[:, 2:]).all() and (abs(boxes) <= 2).all()  # false for nan and null
+    return bool(in_order and (scores is None or (abs(scores.to_numpy()) < 1e30).all()))
+
+
+def _list_lengths(column: pa.ChunkedArray) -> np.ndarray:
+    """The length of every list of a column, −1 for null."""
+    return pc.fill_null(pc.list_value_length(column), -1).to_numpy()
 
 
 def _check_paths(data: Dataset, name: str):

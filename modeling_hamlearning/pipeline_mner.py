@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
@@ -37,6 +38,8 @@ THREADS, BATCHES_OPENED_AHEAD = 4, 2
 CACHED_IMAGES = 128
 # How often, in seconds, the thread that reads ahead looks whether its posts are still asked for.
 STOP_CHECK_SECONDS = 0.1
+# Stands in a CoNLL file for what would break a line.
+UNREADABLE = "\ufffd"
 # A fast tokenizer keeps its padding and truncation as state, so two threads must not use one at the same time. The lock is
 # the module's and not the pipeline's, because pipelines may share a processor.
 _TOKENIZER_LOCK = threading.Lock()
@@ -272,10 +275,12 @@ class MnerPipeline(Pipeline):
         return labels
 
     def to_conll(self, post: str | dict[str, Any], result: list[dict[str, Any]] | dict[str, Any]) -> str:
-        """A post's words with their BIO labels, as a file in CoNLL format has them: a word, a tab, its label, a line each."""
+        """A post's words with their BIO labels, as a file in CoNLL format has them: a word, a tab, its label, a line each.
+
+        A blank, tab or line end within a word, and a word that is empty, would break its line: U+FFFD stands for it.
+        """
         words = self._parse(post, 0)["words"]
-        labels = self.to_bio(result, len(words))
-        return "".join(f"{word}\t{label}\n" for word, label in zip(words, labels, strict=True))
+        return conll_lines(words, self.to_bio(result, len(words)))
 
     @staticmethod
     def to_spacy(doc, result: list[dict[str, Any]] | dict[str, Any]):
@@ -302,8 +307,9 @@ class MnerPipeline(Pipeline):
         return doc
 
     @staticmethod
-    def to_dataframe(results: list[Any]):
+    def to_dataframe(results: list[Any] | dict[str, Any]):
         """A pandas `DataFrame` with a row for each entity of a list of results: `post` is its post's place in the list.
+        The result of a single post counts as a list of one.
 
         Nested values have columns such as `relevance.global` and `region.box.xmin`.
         """
@@ -311,6 +317,9 @@ class MnerPipeline(Pipeline):
             import pandas
         except ImportError as error:
             raise ImportError("to_dataframe needs pandas: pip install pandas") from error
+        results = [results] if isinstance(results, dict) else list(results)
+        if results and isinstance(results[0], dict) and "entity_group" in results[0]:
+            results = [results]
         rows = [{"post": place} | entity for place, result in enumerate(results) for entity in _entities(result)]
         return pandas.json_normalize(rows)
 
@@ -473,6 +482,9 @@ class MnerPipeline(Pipeline):
         image = parsed["image"]
         if isinstance(image, dict):
             # As data sets hold an image that they do not decode.
+            if not {"bytes", "path"} & set(image):
+                got = ", ".join(map(str, image)) or "none"
+                raise ValueError(f"{where}, field image: expected a dict with bytes or path, got the fields {got:.200}")
             image = next((image[name] for name in ("bytes", "path") if image.get(name) is not None), None)
         parsed["image"] = None if isinstance(image, str) and not image.strip() else image
         return parsed | {name: _as_lists(parsed[name]) for name in REGION_FIELDS} | {"where": where}
@@ -596,8 +608,26 @@ def _check_finite(logits: Tensor, mask: Tensor, names: list[str]):
 
 
 def _entities(result: list[dict[str, Any]] | dict[str, Any]) -> list[dict[str, Any]]:
-    """A post's entities, whether or not its result was made with `return_relevance=True`."""
-    return result["entities"] if isinstance(result, dict) else result
+    """A post's entities, whether or not its result was made with `return_relevance=True`.
+
+    Raises:
+        ValueError: it is not the result of one post.
+    """
+    entities = result.get("entities") if isinstance(result, dict) else result
+    if isinstance(entities, Iterable):
+        entities = list(entities)
+        if all(isinstance(entity, dict) and "entity_group" in entity for entity in entities):
+            return entities
+    raise ValueError(
+        f"expected the result of one post, a list of its entities or a dict with entities, got {result!r:.80}; "
+        "of a list of results give one at a time"
+    )
+
+
+def conll_lines(words: list[str], labels: list[str]) -> str:
+    """Words with their labels, as a file in CoNLL format has them. `UNREADABLE` stands for what would break a line."""
+    safe = (re.sub(r"\s", UNREADABLE, word) or UNREADABLE for word in words)
+    return "".join(f"{word}\t{label}\n" for word, label in zip(safe, labels, strict=True))
 
 
 def _warn_of_ignored_fields(posts: list, known: set[str]):

@@ -34,7 +34,17 @@ from .split_files import (
     split_name,
 )
 from .tables import read_table_posts
-from .text import DataError, as_text, json_lines, listed, name_and_suffix, open_label_file, replace_surrogates, sha256
+from .text import (
+    DataError,
+    as_text,
+    check_first_place,
+    json_lines,
+    listed,
+    name_and_suffix,
+    open_label_file,
+    replace_surrogates,
+    sha256,
+)
 
 __all__ = [
     "ENTITY_BOXES_FILE", "FORMATS", "IMAGE_SUFFIXES", "JSONL_SUFFIXES", "LABEL_FOLDER_NAMES", "POST_SUFFIXES", "REGIONS_FILE",
@@ -102,17 +112,21 @@ def read_conll(path: str | Path, label_scheme: str | None = None) -> list[dict]:
 
 
 def read_regions(path: str | Path) -> dict[str, dict]:
-    """Regions by post id from a JSONL file of `{"id", "boxes", "box_labels", "box_scores"}`.
+    """Regions by post id from a JSONL file of `{"id", "boxes", "box_labels", "box_scores"}`, an id a line.
 
     Raises:
-        DataError: naming the line and the post.
+        DataError: naming the line and the post, or there is no such file.
     """
-    regions = {}
-    for where, row in json_lines(Path(path), "id, boxes, box_labels and box_scores"):
+    path, regions = Path(path), {}
+    if not path.is_file():
+        raise DataError(f"{path}: expected a JSONL file of regions; there is no such file")
+    places: dict[str, str] = {}
+    for where, row in json_lines(path, "id, boxes, box_labels and box_scores"):
         try:
             post_id, values = as_text(row["id"]), (row["boxes"], row["box_labels"], row["box_scores"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{where}: expected id, boxes, box_labels and box_scores: {error!r:.200}") from error
+        check_first_place(post_id, where, places)
         try:
             checked = check_regions(*values, f"{where}, post {post_id:.80}")
         except ValueError as error:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .spans import annotated_spans, labels_of_spans, words_and_labels
+from .spans import annotated_spans, entity_label, is_span, labels_of_spans, words_and_labels
 from .text import DataError, as_text
 
 logger = logging.getLogger(__name__)
@@ -97,9 +97,9 @@ def posts_of_rows(
     Raises:
         DataError: naming the place and the field.
     """
-    columns = {column: None for _, row in rows for column in row}
-    if rows:
-        check_column_names(column_names, [*columns, *({} if "data" not in columns else rows[0][1]["data"])], str(path))
+    # The columns of a task of Label Studio are those of its data as well.
+    parts = (part for _, row in rows for part in (row, row.get("data")) if isinstance(part, dict))
+    check_column_names(column_names, dict.fromkeys(column for part in parts for column in part), str(path))
     posts, unused = [], {}
     for number, (where, row) in enumerate(rows, start=1):
         row = standard_row(row, column_names)
@@ -162,7 +162,11 @@ def image_name(image: Any, where: str, notes: Notes) -> str | None:
         if len(images) > 1:
             notes.add("a post has several images, of which the first is used", where)
         image = images[0] if images else None
-    image = image.get("path") if isinstance(image, dict) else image
+    if isinstance(image, dict):
+        if "path" not in image:
+            got = ", ".join(map(str, image)) or "no field"
+            raise DataError(f"{where}, field image: expected the name of a file, or an object with path, got {got:.60}")
+        image = image["path"]
     if is_missing(image):
         return None
     if not isinstance(image, str):
@@ -190,5 +194,10 @@ def _word_spans(entities: Any, where: str) -> list[tuple[int, int, str]]:
                 f"{where}, field entities: expected word_start and word_end in every entity of a post with tokens (spans of "
                 f"characters need a text), got {entity!r:.60}"
             )
-        spans.append((entity["word_start"], entity["word_end"], str(entity.get("label", entity.get("entity_group")))))
+        start, end, label = entity["word_start"], entity["word_end"], entity_label(entity)
+        if not is_span(start, end, label):
+            raise DataError(
+                f"{where}, field entities: expected whole numbers as word_start and word_end, and a label, got {entity!r:.80}"
+            )
+        spans.append((start, end, label.strip()))
     return spans

@@ -29,14 +29,27 @@ def annotated_spans(entities: Any, text: str, where: str, notes: Notes) -> list[
     if not isinstance(entities, list):
         raise DataError(f"{where}, field entities: expected a list of spans, got {entities!r:.60}")
     if any(isinstance(entity, dict) and "result" in entity for entity in entities):
-        results = [entity for entity in entities if not entity.get("was_cancelled")]
-        if not results:
+        if wrong := [entity for entity in entities if not isinstance(entity, dict)]:
+            raise DataError(f"{where}, field entities: expected objects with a result, got {wrong[0]!r:.60} among them")
+        annotations = [entity for entity in entities if not entity.get("was_cancelled")]
+        if not annotations:
             return None
-        if len(results) > 1:
+        if len(annotations) > 1:
             notes.add("a post has several annotations, of which the first is used", where)
-        # Other results are choices or relations.
-        entities = [item["value"] for item in results[0]["result"] if item.get("type", "labels") == "labels"]
+        entities = _values(annotations[0].get("result"), where)
     return list(dict.fromkeys(_span(entity, text, where) for entity in entities))
+
+
+def entity_label(entity: dict[str, Any]) -> Any:
+    """The type of an entity, under whichever of its usual names it stands; Label Studio writes a list of one."""
+    label = next((entity[name] for name in _LABELS if entity.get(name) is not None), None)
+    return label[0] if isinstance(label, list) and label else label
+
+
+def is_span(start: Any, end: Any, label: Any) -> bool:
+    """Whether these are two integers and the name of a type."""
+    numbers = all(isinstance(number, int) and not isinstance(number, bool) for number in (start, end))
+    return numbers and isinstance(label, str) and bool(label.strip())
 
 
 def words_and_labels(text: str, spans: list[Span] | None, where: str, notes: Notes) -> tuple[list[str], list[str] | None]:
@@ -78,17 +91,30 @@ def labels_of_spans(num_words: int, spans: list[Span], where: str, notes: Notes)
     return labels
 
 
+def _values(results: Any, where: str) -> list[Any]:
+    """The spans among the results of an annotation by Label Studio. Other results are choices or relations."""
+    if not isinstance(results, list):
+        raise DataError(f"{where}, field entities: expected a list as the result of an annotation, got {results!r:.60}")
+    values = []
+    for item in results:
+        if not isinstance(item, dict):
+            raise DataError(f"{where}, field entities: expected an object with a value in every result, got {item!r:.60}")
+        if item.get("type", "labels") == "labels":
+            if "value" not in item:
+                got = ", ".join(item) or "nothing"
+                raise DataError(f"{where}, field entities: expected a value in every result of labels, got {got:.80}")
+            values.append(item["value"])
+    return values
+
+
 def _span(entity: Any, text: str, where: str) -> Span:
     if isinstance(entity, dict):
-        start, end, label = (
-            next((entity[name] for name in names if name in entity), None) for names in (_STARTS, _ENDS, _LABELS)
-        )
-        label = label[0] if isinstance(label, list) and label else label
+        start, end = (next((entity[name] for name in names if name in entity), None) for names in (_STARTS, _ENDS))
+        label = entity_label(entity)
     else:
         entity = list(entity) if isinstance(entity, list | tuple) else [entity]
         start, end, label = (entity + [None] * 3)[:3]
-    numbers = all(isinstance(number, int) and not isinstance(number, bool) for number in (start, end))
-    if not numbers or not isinstance(label, str) or not label.strip():
+    if not is_span(start, end, label):
         raise DataError(f"{where}, field entities: expected start, end and label of a span, got {entity!r:.80}")
     words = entity.get("text") if isinstance(entity, dict) else None
     if isinstance(words, str) and text[start:end] != words:

@@ -38,6 +38,8 @@ def read_table_posts(path: Path, column_names: Mapping[str, str], notes: Notes, 
     if is_word_a_row:
         if unused := [column for column in header if column not in found.values()]:
             logger.warning("%s: these columns are not used: %s", path, ", ".join(unused))
+        if not filled:
+            raise DataError(f"{path}: expected a row for each word, got none below the column names {', '.join(header)}")
         return _posts_of_words(rows, found, notes, name)
     parsed = [
         (where, {column: _value(cell, column, found) for column, cell in row.items()}) for where, row in rows if any(row.values())
@@ -114,8 +116,6 @@ def _posts_of_words(
         posts[-1]["tokens"].append(cells["tokens"])
         posts[-1]["labels"].append(cells.get("ner_tags", "").strip())
         posts[-1]["lines"].append(where)
-    if not posts:
-        raise DataError("a table of words without words")
     if "ner_tags" not in found:
         for post in posts:
             post["labels"] = None

@@ -104,6 +104,16 @@ def json_lines(path: Path, expected: str) -> Iterator[tuple[str, dict]]:
         yield where, row
 
 
+def check_first_place(post_id: str, where: str, places: dict[str, str]):
+    """Note the place of a post's id in a file that joins by it.
+
+    Raises:
+        DataError: the id has a place already.
+    """
+    if (first := places.setdefault(post_id, where)) != where:
+        raise DataError(f"{where}, field id: expected an id of its own in every line, got {post_id!r:.80} again, after {first}")
+
+
 def json_or_python(text: str) -> Any:
     """What a text of JSON or of Python says, such as a list that pandas wrote into a cell; `None` if it is neither."""
     for read in (json.loads, ast.literal_eval):

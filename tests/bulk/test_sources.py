@@ -473,3 +473,59 @@ def test_ids_have_to_be_there_and_unique():
         count_posts(pa.chunked_array([["a", "b", "b"], ["b"]]))
     with pytest.raises(DataError, match="no posts"):
         count_posts(pa.chunked_array([], pa.string()))
+
+
+# Options that do not fit the data
+
+
+UNFIT = {
+    "columns of parquet": ("posts.parquet", {"columns": "word"}, "--columns: expected label files .*posts.parquet, which is"),
+    "form of parquet": ("posts.parquet", {"format": "conll"}, "--format: expected label files"),
+    "both at an address": ("file://posts.parquet", {"format": "conll", "columns": "word"}, "--format and --columns: .* address"),
+    "columns of JSONL": ("posts.jsonl", {"columns": "word"}, "--columns: .*posts.jsonl is read as JSONL"),
+    "form of a saved data set": ("saved", {"format": "conll"}, "--format: .*saved, a saved data set"),
+    "columns on the Hub": ("user/posts", {"columns": "word"}, "--columns: .*user/posts, a data set of the Hub"),
+    "no such field": ("posts.jsonl", {"column_names": {"nope": "text"}}, "posts.jsonl has no column 'nope'; it has id, text"),
+    "no such name": ("posts.jsonl", {"column_names": {"text": "words"}}, "column_names: text: expected one of id, .*'words'"),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_options_that_do_not_fit_the_data_are_refused(kind, tmp_path):
+    """They were not looked at."""
+    name, options, message = UNFIT[kind]
+    write_parquet(tmp_path / "posts.parquet", id=["a"], text=["x"])
+    (tmp_path / "posts.jsonl").write_text('{"id": "a", "text": "x"}\n{"id": "b", "text": "y", "when": "2020"}\n')
+    Dataset.from_dict({"id": ["a"], "text": ["x"]}).save_to_disk(tmp_path / "saved")
+    data = name if name == "user/posts" else name.replace("posts.", f"{tmp_path}/posts.").replace("saved", f"{tmp_path}/saved")
+    with pytest.raises(DataError, match=message):
+        open_data(data, **options)
+    assert len(ids(open_data(str(tmp_path / "posts.jsonl"), column_names={"when": "image"}))) == 2
+
+
+def test_a_field_that_comes_late_may_be_named(tmp_path):
+    lines = [{"id": str(number), "text": "x"} for number in range(1500)] + [{"id": "last", "text": "x", "photo_file": "a.png"}]
+    (tmp_path / "posts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert len(ids(open_data(str(tmp_path / "posts.jsonl"), column_names={"photo_file": "image"}))) == 1501
+
+
+def test_regions_of_one_post_stand_in_one_file(tmp_path):
+    write_jsonl(tmp_path / "posts.jsonl", "a")
+    line = json.dumps({"id": "a", "boxes": [], "box_labels": [], "box_scores": []})
+    (tmp_path / "sub").mkdir()
+    for name in ("regions.jsonl", "sub/regions.jsonl"):
+        (tmp_path / name).write_text(line)
+    with pytest.raises(DataError, match="--data: post a: expected its regions in one file, got .* and .*sub/regions.jsonl"):
+        open_data(str(tmp_path))
+
+
+def test_error_names_data_that_are_neither_here_nor_on_the_hub(monkeypatch, tmp_path):
+    def fail(name):
+        raise ConnectionError("Couldn't reach it")
+
+    monkeypatch.setattr("bulk.sources.datasets.load_dataset", fail)
+    with pytest.raises(DataError, match="--data: there is no file or folder nowhere here, and no such data set on the Hub"):
+        open_data("nowhere")
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(DataError, match="--data: .* cannot be read as a saved data set: FileNotFoundError"):
+        open_data(str(tmp_path))

@@ -56,6 +56,7 @@ BAD_IMAGE = {
     "number as image": ({"image": 5}, "field image: expected bytes or the name of a file, got int"),
     "list as image": ({"image": ["photo.png"]}, "field image: expected bytes or the name of a file, got list"),
     "way to a file in two steps": ({"image": {"bytes": {"path": str(ROOT / "README.md")}}}, "field image: expected bytes"),
+    "no image in the object": ({"image": {"url": "x"}}, "field image: expected an object with bytes or path, got the fields url"),
     "missing file": ({"image": "nowhere.png"}, "field image: there is no file 'nowhere.png'"),
     "missing file of a data set": ({"image": {"bytes": None, "path": "nowhere.png"}}, "field image: there is no file"),
     "outside": ({"image": "../secret.png"}, "secret"),
@@ -278,3 +279,8 @@ def test_lines_in_the_forms_of_label_files(model, tmp_path):
     assert [row["relevance"] is not None for row in rows] == [True, True, True, False]
     assert [row["error"] and row["error"][:60] for row in rows[:3]] == [None] * 3 and "leads out" in rows[3]["error"]
     assert [row["entities"] for row in rows[1:3]] == [row["entities"] for row in rows[:2]], "the same text and image"
+
+
+def test_error_names_a_batch_size_of_zero():
+    with pytest.raises(ValueError, match="--batch_size: expected at least 1 post in a call of the model, got 0"):
+        Tagger("nowhere", None, None, allow_urls=False, batch_size=0)

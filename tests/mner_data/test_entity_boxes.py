@@ -157,3 +157,27 @@ def test_every_malformed_file_is_named(tmp_path):
 def test_a_folder_of_other_files_is_refused(tmp_path):
     with pytest.raises(DataError, match="expected files named after the posts, such as p1.xml, got none of them"):
         load_splits(str(gmner(tmp_path / "set", other=xml())))
+
+
+def test_an_id_and_an_entity_stand_once_in_the_file(tmp_path):
+    """The last one won."""
+    line = {"id": "p1", "entities": ENTITIES}
+    with pytest.raises(DataError, match="jsonl, line 2, field id: .*'p1' again, after .*jsonl, line 1"):
+        load_splits(str(folder(tmp_path / "a", [line, line])))
+    line["entities"] = [*ENTITIES, ENTITIES[0] | {"boxes": []}]
+    with pytest.raises(DataError, match="jsonl, line 1, post p1, field entities: expected every entity once"):
+        load_splits(str(folder(tmp_path / "b", [line])))
+
+
+@pytest.mark.parametrize("form", ["jsonl", "xml"])
+def test_posts_with_one_id_and_other_words_are_refused(form, tmp_path):
+    """Each got the boxes of the other."""
+    source = folder(tmp_path / "a", [{"id": "p1", "entities": ENTITIES}] if form == "jsonl" else None)
+    if form == "xml":
+        (source / "xml").mkdir()
+        (source / "xml" / "p1.xml").write_text("<annotation><size><width>9</width><height>9</height></size></annotation>")
+    (source / "valid.txt").write_text(POSTS)
+    assert len(load_splits(str(source))[0]) == 2, "the same post may be in two splits"
+    (source / "valid.txt").write_text("IMGID:p1\nParis\tB-LOC\n")
+    with pytest.raises(DataError, match="post p1: expected one post of this id, got .*'Jordan in New York' and 'Paris'"):
+        load_splits(str(source))

@@ -316,6 +316,62 @@ def test_error_names_the_post_of_a_wrong_span(kind, tmp_path):
         load_splits(str(path))
 
 
+WORD_SPANS = {
+    "no label": ({"word_start": 0, "word_end": 1}, "and a label, got"),
+    "empty label": ({"word_start": 0, "word_end": 1, "type": " "}, "and a label, got"),
+    "index of text": ({"word_start": "0", "word_end": 1, "type": "PER"}, "expected whole numbers as word_start and word_end"),
+    "index of half": ({"word_start": 0, "word_end": 1.5, "type": "PER"}, "expected whole numbers as word_start and word_end"),
+}
+
+
+@pytest.mark.parametrize("label", [{"label": "PER"}, {"labels": ["PER"]}, {"entity_group": "PER"}, {"type": "PER"}])
+def test_entities_that_count_words_have_their_type_under_any_usual_name(label, tmp_path):
+    """Names other than two of them gave the type None."""
+    row = {"tokens": ["Carl", "won"], "entities": [{"word_start": 0, "word_end": 1} | label]}
+    (post,) = read_posts(jsonl(tmp_path / "train.jsonl", [row]))
+    assert post["labels"] == ["B-PER", "O"]
+
+
+@pytest.mark.parametrize("kind", WORD_SPANS)
+def test_error_names_a_wrong_entity_that_counts_words(kind, tmp_path):
+    entity, message = WORD_SPANS[kind]
+    path = jsonl(tmp_path / "train.jsonl", [{"tokens": ["Carl"], "entities": [entity]}])
+    with pytest.raises(DataError, match=f"train.jsonl, line 1, field entities: .*{message}"):
+        read_posts(path)
+
+
+SPAN = {"start": 0, "end": 4, "labels": ["PER"]}
+WRONG_TASKS = {
+    "a result without value": ([{"result": [{"type": "labels", "from_name": "x"}]}], "a value in .*, got type, from_name"),
+    "a result of null": ([{"result": None}], "expected a list as the result of an annotation, got None"),
+    "a string among results": ([{"result": [{"value": SPAN}, "x"]}], "expected an object with a value in every result, got 'x'"),
+    "a string among annotations": ([{"result": []}, "x"], "expected objects with a result, got 'x'"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_TASKS)
+def test_error_names_a_wrong_task_of_label_studio(kind, tmp_path):
+    annotations, message = WRONG_TASKS[kind]
+    task = {"id": 1, "data": {"text": "Carl"}, "annotations": annotations}
+    for path in (jsonl(tmp_path / "train.jsonl", [task]), write(tmp_path / "train.json", json.dumps([task]))):
+        with pytest.raises(DataError, match=f"train.jsonl?, (line|post) 1, field entities: .*{message}"):
+            read_posts(path)
+
+
+@pytest.mark.parametrize("date", [None, 5, "2020-01-01", ["x"]])
+def test_a_column_may_be_called_data(date, tmp_path):
+    rows = [{"tokens": ["Carl"], "labels": ["B-PER"]}, {"tokens": ["won"], "labels": ["O"], "data": date}]
+    for order in (rows, rows[::-1]):
+        assert len(read_posts(jsonl(tmp_path / "train.jsonl", order), column_names={"labels": "ner_tags"})) == 2
+
+
+@pytest.mark.parametrize("image", [{}, {"bytes": "abc"}, {"url": "a.png"}])
+def test_error_names_an_image_without_a_path(image, tmp_path):
+    path = jsonl(tmp_path / "train.jsonl", [{"tokens": ["Carl"], "labels": ["B-PER"], "image": image}])
+    with pytest.raises(DataError, match=f"line 1, field image: expected .* with path, got {next(iter(image), 'no field')}"):
+        read_posts(path)
+
+
 def test_files_without_ids_number_their_posts(tmp_path):
     path = write(tmp_path / "wnut17train.conll", "Carl\tB-person\n# 1\tO\n#\tO\n\n\nwon\tO\n")
     assert rows_of(load_splits(str(path))[0]["train"]) == [
@@ -408,6 +464,8 @@ def test_tables_that_are_not_clear_are_refused(tmp_path):
         load_splits(str(write(tmp_path / "train.csv", "text,label\nCarl,[]\nYork,New,[]\n")))
     with pytest.raises(DataError, match="has no posts"):
         load_splits(str(write(tmp_path / "train.csv", "text,label\n")))
+    with pytest.raises(DataError, match=r"train.csv: expected a row for each word, got none below the column names word, tag"):
+        load_splits(str(write(tmp_path / "train.csv", "word,tag\n")))
 
 
 def test_a_table_may_name_its_images_as_a_label_file_does(tmp_path, images):

@@ -3,9 +3,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_from_disk
@@ -331,3 +333,119 @@ def test_half_characters_of_json_become_a_data_set(tmp_path):
     row = '{"id": "a\\udc00", "tokens": ["x\\ud83d", "\\u0000"], "labels": ["O", "I-PER"]}'
     data, _ = load_splits(str(write(tmp_path / "train.jsonl", "\ufeff" + row + "\r\n\r\n")))
     assert data["train"][0]["id"] == "a\ufffd" and data["train"][0]["tokens"] == ["x\ufffd", "\x00"]
+
+
+def region_line(post_id: str, label: str = "dog") -> str:
+    return json.dumps({"id": post_id, "boxes": [[0, 0, 1, 1]], "box_labels": [label], "box_scores": [1]}) + "\n"
+
+
+def test_an_id_stands_once_in_a_file_of_regions(tmp_path):
+    path = write(tmp_path / "regions.jsonl", region_line("a") + "\n" + region_line("b") + region_line("a", "cat"))
+    with pytest.raises(DataError, match=r"regions.jsonl, line 4, field id: .*'a' again, after .*regions.jsonl, line 1"):
+        read_regions(path)
+
+
+def test_posts_with_one_id_and_other_images_are_refused_where_it_has_regions(tmp_path):
+    """The second got the boxes of the first one's image."""
+    posts = [{"id": "a", "tokens": ["x"], "labels": ["O"], "image": f"{name}.png"} for name in "pq"]
+    write(tmp_path / "train.jsonl", "\n".join(map(json.dumps, posts)))
+    assert len(load_splits(str(tmp_path))[0]["train"]) == 2
+    write(tmp_path / "regions.jsonl", region_line("a"))
+    with pytest.raises(DataError, match=r"regions.jsonl, post a: expected one post of this id.*, got the images p.png and q.png"):
+        load_splits(str(tmp_path))
+    write(tmp_path / "train.jsonl", "\n".join(json.dumps(post | {"image": "p.png"}) for post in posts))
+    assert all(load_splits(str(tmp_path))[0]["train"]["boxes"]), "the regions are those of the image"
+
+
+def test_error_names_a_file_of_regions_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match="regions_file: there is no file .*nowhere.jsonl"):
+        load_splits(str(write(tmp_path / "train.txt", GOOD)), regions_file=str(tmp_path / "nowhere.jsonl"))
+    with pytest.raises(DataError, match="nowhere.jsonl: expected a JSONL file of regions"):
+        read_regions(tmp_path / "nowhere.jsonl")
+
+
+NAN = float("nan")
+WRONG_COLUMNS = {
+    "NaN": ({"boxes": [[0.0, 0.0, NAN, 1.0]]}, "boxes, box 0: expected finite numbers"),
+    "pixels": ({"boxes": [[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 40.0, 30.0]]}, "boxes, box 1: .*looks like pixels"),
+    "reversed": ({"boxes": [[0.5, 0.0, 0.1, 1.0]]}, "boxes, box 0: expected x1 ≤ x2"),
+    "three numbers": ({"boxes": [[0.0, 0.0, 1.0]]}, "boxes, box 0: expected four numbers"),
+    "a box of null": ({"boxes": [None, [0.0, 0.0, 1.0, 1.0]]}, "boxes, box 0: expected four numbers"),
+    "a side of null": ({"boxes": [[0.0, None, 1.0, 1.0]]}, "boxes, box 0: expected four numbers"),
+    "labels alone": ({"box_labels": ["dog"]}, "boxes: expected a list, got None"),
+    "labels without boxes": ({"boxes": None, "box_labels": ["dog"]}, "boxes: expected a list, got None"),
+    "a label too many": ({"boxes": [[0.0, 0.0, 1.0, 1.0]], "box_labels": ["dog", "cat"]}, "box_labels: expected one value a box"),
+    "labels of numbers": ({"boxes": [[0.0, 0.0, 1.0, 1.0]], "box_labels": [1]}, "box_labels, box 0: expected a string, got 1"),
+    "a score of NaN": ({"boxes": [[0.0, 0.0, 1.0, 1.0]], "box_scores": [NAN]}, "box_scores, box 0: expected a finite number"),
+    "no lists": ({"boxes": 5}, "boxes: expected a list, got 5"),
+    "a flat box": ({"boxes": [0.0, 0.0, 1.0, 1.0]}, "boxes, box 0: expected four numbers"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_COLUMNS)
+def test_wrong_regions_of_a_data_set_are_named_as_it_is_loaded(kind, tmp_path):
+    """They ended a run in the middle of an epoch."""
+    regions, message = WRONG_COLUMNS[kind]
+    rows = {"id": ["fine", "wrong"], "tokens": [["x"]] * 2, "ner_tags": [["O"]] * 2}
+    pq.write_table(pa.table(rows | {name: [None, value] for name, value in regions.items()}), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=f"train.parquet, post wrong, field {message}"):
+        load_splits(str(tmp_path / "train.parquet"))
+
+
+GOOD_COLUMNS = [
+    {"boxes": [[-0.1, 0.0, 1.1, 1.0]], "box_labels": [None], "box_scores": [0.5]},
+    {"boxes": [], "box_labels": [], "box_scores": []},
+    {"boxes": None, "box_labels": None, "box_scores": None},
+    {"boxes": [[0, 0, 1, 1]]},
+]
+
+
+@pytest.mark.parametrize("regions", GOOD_COLUMNS)
+def test_good_regions_of_a_data_set_are_loaded(regions, tmp_path):
+    rows = {"id": ["a"], "tokens": [["x"]], "ner_tags": [["O"]]} | {name: [value] for name, value in regions.items()}
+    pq.write_table(pa.table(rows), tmp_path / "train.parquet")
+    row = load_splits(str(tmp_path / "train.parquet"))[0]["train"][0]
+    assert row["boxes"] == (regions["boxes"] and [pytest.approx(box) for box in regions["boxes"]])
+
+
+@pytest.mark.parametrize("image", [5, True, ["a.png"], {"url": "a.png"}])
+def test_error_names_a_column_that_holds_no_images(image, tmp_path):
+    rows = {"id": ["a"], "tokens": [["x"]], "ner_tags": [["O"]], "image": [image]}
+    pq.write_table(pa.table(rows), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"train.parquet, column image: expected images, bytes, .*, got "):
+        load_splits(str(tmp_path / "train.parquet"))
+
+
+@pytest.mark.parametrize("file", ["state.json", "dataset_dict.json"])
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"splits": ["train"]}'])
+def test_error_names_a_broken_saved_data_set(file, content, tmp_path):
+    write(tmp_path / "saved" / file, content)
+    with pytest.raises(DataError, match="saved: expected a data set saved by `datasets`"):
+        load_splits(str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("Couldn't find any data file"), ConnectionError("Couldn't reach it")])
+def test_error_names_data_that_are_neither_here_nor_on_the_hub(error, tmp_path, monkeypatch):
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr("mner_data.loading.load_dataset", fail)
+    for name in (str(tmp_path / "nowhere"), "nowhere"):
+        message = f"there is no file or folder {name} here, and no such data set on the Hub: {error}"
+        with pytest.raises(DataError, match=re.escape(message)) as raised:
+            load_splits(name)
+        assert raised.value.__cause__ is error
+
+
+def test_labels_that_stay_as_they_are_need_no_warning(tmp_path, caplog):
+    rows = {"id": ["a"], "tokens": [["x", "y", "z"]], "ner_tags": [["B-PER", "I-PER", "O"]]}
+    pq.write_table(pa.table(rows), tmp_path / "train.parquet")
+    assert dataset_labels(load_splits(str(tmp_path / "train.parquet"))[0]["train"]) == ["O", "B-PER", "I-PER"]
+    assert "converted to BIO" not in caplog.text
+
+
+def test_error_names_the_post_whose_image_leads_out(tmp_path):
+    rows = [{"id": name, "tokens": ["x"], "labels": ["O"], "image": image} for name, image in (("a", "a.png"), ("b", "../a.png"))]
+    write(tmp_path / "train.jsonl", "\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match="post b: image '../a.png' leads out of the image folder"):
+        load_splits(str(tmp_path))

@@ -596,6 +596,37 @@ def test_results_in_the_forms_of_others(ner, posts):
     assert ner.to_dataframe([]).empty
 
 
+def test_words_that_would_break_a_line_of_conll(ner):
+    found = [{"entity_group": "LOC", "word_start": 1, "word_end": 2}]
+    assert ner.to_conll({"text": ["a\tb", "c\nd", "e f", ""]}, found) == "a�b\tO\nc�d\tB-LOC\ne�f\tO\n�\tO\n"
+
+
+def test_the_result_of_one_post_and_of_several(ner, posts):
+    for options in ({}, {"return_relevance": True}):
+        table, expected = ner.to_dataframe(ner(posts[0], **options)), ner.to_dataframe([ner(posts[0], **options)])
+        assert len(table) and table.equals(expected)
+    several = ner(posts[:2])
+    assert len(ner.to_dataframe(iter(several))) == sum(map(len, several))
+    for call in (
+        lambda: ner.to_bio(several, 3),
+        lambda: ner.to_bio({"error": "x"}, 3),
+        lambda: ner.to_bio(None, 3),
+        lambda: ner.to_conll(posts[0], several),
+        lambda: ner.to_spacy(None, several),
+        lambda: ner.to_dataframe([several]),
+    ):
+        with pytest.raises(ValueError, match="expected the result of one post, .*, got .*one at a time"):
+            call()
+
+
+def test_error_names_an_image_dict_without_an_image(ner):
+    """It was a post without an image, without a word."""
+    for image, got in (({"url": "x", "height": 3}, "url, height"), ({}, "none")):
+        with pytest.raises(ValueError, match=f"post 0, field image: expected a dict with bytes or path, got the fields {got}"):
+            ner([{"text": "Jordan", "image": image}])
+    assert ner({"text": "Jordan", "image": {"bytes": None, "path": None}}) == ner("Jordan")
+
+
 def test_entities_of_a_spacy_doc(ner, caplog):
     spacy = pytest.importorskip("spacy", reason="needs the extra spacy")
     text = "Jordan scores  again in Amazon park"
