@@ -218,6 +218,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--allow_urls", action="store_true", help="fetch images that posts name by URL")
     options = parser.parse_args(arguments)
+    for name in ("workers", "batch_size", "block_rows"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise DataError(f"--{name}: expected a whole number above 0, got {value}")
     if options.images and not Path(options.images).is_dir():
         raise DataError(f"--images: there is no folder {options.images}")
     return options

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 import transformers
+import yaml
 from datasets import Dataset, DatasetDict
 from transformers import EarlyStoppingCallback, pipeline, set_seed
 
-from mner_data.files import OutputError, atomic_write
+from mner_data.files import atomic_write
 from mner_data.loading import check_images, dataset_labels, load_splits
 from mner_data.readers import DataError
 from mner_data.synthetic_posts import synthetic_splits
@@ -37,6 +38,7 @@ from training.checkpoints import (
     reserve,
 )
 from training.collator import MnerCollator
+from training.compare_runs import warn_of_unused_options
 from training.curves import plot_curves
 from training.errors import confusion_markdown, write_errors
 from training.labels import add_labels, match_labels
@@ -102,22 +104,29 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         check_images(data)
     else:
         data = DatasetDict({split: _without_images(rows) for split, rows in data.items()})
-        model_arguments.model_config = model_arguments.model_config | NO_LEVELS
+        if model_arguments.model is None:  # a trained model keeps its levels, which posts without an image do not use
+            model_arguments.model_config = model_arguments.model_config | NO_LEVELS
     settings = run_settings(model_arguments, data_arguments, training_arguments, hashes, data, label_names)
-    # Scoring alone removes nothing, whatever the folder holds.
-    overwrite = training_arguments.overwrite_output_dir and training_arguments.do_train
-    with reserve(folder, settings | _task(training_arguments), overwrite, training_arguments.process_index == 0):
+    with reserve(
+        folder,
+        settings | _task(training_arguments),
+        training_arguments.overwrite_output_dir,
+        training_arguments.process_index == 0,
+        training_arguments.do_train,
+    ):
         return _run(
             folder, model_arguments, data_arguments, training_arguments, data, hashes, label_names, settings, reference_scores
         )
 
 
 def cli():
-    """Entry point of the command line: one line for data and folders that cannot be used."""
+    """Entry point of the command line: one line for each error that the user can mend."""
     try:
         main()
-    except (DataError, OutputError) as error:
-        sys.exit(f"train: {error}")
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        if logging.root.isEnabledFor(logging.DEBUG):
+            raise  # `--log_level debug` shows where
+        sys.exit(f"train: {' '.join(str(error).split())}")
 
 
 def _check_task(model: ModelArguments, arguments: MnerTrainingArguments):
@@ -231,7 +240,8 @@ def _run(
         results |= _report(trainer, data["test"], "test", "test", results, label_names)
     results |= trainer.image_counts()
     if results["images_unreadable"]:
-        logger.warning("%d of %d times an image could not be read", results["images_unreadable"], results["images_read"])
+        tried = results["images_read"] + results["images_unreadable"]
+        logger.warning("%d of %d times an image could not be read", results["images_unreadable"], tried)
     _save_results(trainer, results)
     if training_arguments.do_train and trainer.is_world_process_zero():
         with explain_write_errors("the card", folder):
@@ -297,7 +307,13 @@ def write_predictions(path: Path, rows: Dataset, predictions, label_names: list[
 
 
 def _load_data(arguments: DataArguments) -> tuple[DatasetDict, dict[str, str]]:
+    options = {"train": "max_train_samples", "validation": "max_eval_samples", "test": "max_predict_samples"}
+    limits = {split: getattr(arguments, option) for split, option in options.items()}
+    for split, limit in limits.items():
+        if limit is not None and limit < 1:
+            raise ValueError(f"--{options[split]}: expected a number of posts above 0, got {limit}")
     if arguments.data_path == "synthetic":
+        warn_of_unused_options(arguments)
         data, hashes = synthetic_splits(arguments.synthetic_posts), {}
     else:
         data, hashes = load_splits(
@@ -310,11 +326,6 @@ def _load_data(arguments: DataArguments) -> tuple[DatasetDict, dict[str, str]]:
             columns=arguments.columns,
             column_names=arguments.column_names,
         )
-    limits = {
-        "train": arguments.max_train_samples,
-        "validation": arguments.max_eval_samples,
-        "test": arguments.max_predict_samples,
-    }
     for split, limit in limits.items():
         if limit is not None and split in data:
             data[split] = data[split].select(range(min(limit, len(data[split]))))
@@ -438,8 +449,9 @@ def _write_card(
     references = {WITHOUT_IMAGES: _with_prefix(results, "text_only_")} if "text_only_f1" in results else {}
     notes = []
     if results["images_unreadable"]:
+        tried = results["images_read"] + results["images_unreadable"]
         notes.append(
-            f"{results['images_unreadable']} of {results['images_read']} times an image could not be read during this run; the "
+            f"{results['images_unreadable']} of {tried} times an image could not be read during this run; the "
             "post was then read by its text alone."
         )
     is_best = trainer.args.load_best_model_at_end
@@ -483,8 +495,10 @@ def _set_up_logging(arguments: MnerTrainingArguments):
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=arguments.get_process_log_level())
     transformers.utils.logging.set_verbosity(arguments.get_process_log_level())
     if arguments.log_level == "passive" and arguments.should_log:
-        # By default transformers shows warnings only. What training makes of the data should be seen without asking.
-        logging.getLogger("training").setLevel(logging.INFO)
+        # By default transformers shows warnings only. What data are read, and what training makes of them, should be seen
+        # without asking.
+        for name in ("mner_data", "training"):
+            logging.getLogger(name).setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

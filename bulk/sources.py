@@ -469,11 +469,11 @@ def _parquet_rows(
     with pq.ParquetFile(path, filesystem=filesystem) as opened:
         fields = _columns_of_fields(opened.schema_arrow.names, column_names)
         names = [fields[field] for field in schema.names if field in fields]
-        of_column = {column: field for field, column in fields.items()}
+        field_by_column = {column: field for field, column in fields.items()}
         batches = opened.iter_batches(ROWS_PER_TABLE if ids_only else batch_size, row_groups=groups, columns=names)
         for batch in batches:
             table = pa.Table.from_batches([batch])
-            yield _post_table(table.rename_columns([of_column[column] for column in table.column_names]), schema, path)
+            yield _post_table(table.rename_columns([field_by_column[column] for column in table.column_names]), schema, path)
 
 
 def _columns_of_fields(names: Iterable[str], column_names: Mapping[str, str]) -> dict[str, str]:

@@ -27,7 +27,7 @@ from modeling_hamlearning.grounding import ABSENT_SCORE
 from modeling_hamlearning.onnx_hamlearning import TAGGER_FILE, VISION_FILE
 from processors import HamLearningProcessor
 
-from .quantize_onnx import quantize
+from .quantize_onnx import image_files, quantize
 
 OPSET = 20
 OUTPUTS, GROUNDING_OUTPUT = ["logits", "relevance", "word_region_attention"], "grounding_scores"
@@ -207,6 +207,8 @@ def main(arguments: list[str] | None = None):
     options = parser.parse_args(arguments)
     if options.calibration_images and not options.int8:
         raise ValueError("calibration_images: it is for --int8, which is not set")
+    if options.calibration_images:
+        image_files(options.calibration_images)  # the export takes long, and a wrong folder is no reason to repeat it
     export(options.model_dir, options.out)
     if options.int8:
         quantize(options.out, options.calibration_images)
@@ -220,8 +222,8 @@ def cli():
     logging.set_verbosity_error()
     try:
         main()
-    except ValueError as error:
-        sys.exit(f"export_onnx: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"export_onnx: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

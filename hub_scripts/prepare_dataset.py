@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import shutil
 import sys
 from collections import Counter
@@ -25,22 +26,27 @@ from seqeval.metrics.sequence_labeling import get_entities
 from tqdm.auto import tqdm
 
 from mner_data.entity_boxes import find_entity_boxes, read_entity_boxes
-from mner_data.files import OutputError, atomic_write, markdown_table, reserve_output_dir
+from mner_data.files import atomic_write, markdown_table, reserve_output_dir
 from mner_data.images import ImageFinder, default_image_dir
 from mner_data.loading import row_features
 from mner_data.options import add_reading_options, parse_column_names
-from mner_data.readers import DataError, bio_labels, read_regions, read_splits, sha256
+from mner_data.readers import REGIONS_FILE, DataError, bio_labels, read_regions, read_splits, sha256
 from processors.region_extraction import (
     REGION_FIELDS,
     build_region_extractor,
     complete_region_config,
     keep_best,
-    no_regions,
 )
+
+logger = logging.getLogger(__name__)
 
 ROWS_PER_SHARD = 256
 # Readers of data folders skip names with an underscore.
 SETTINGS_FILE, MISSING_FOLDER = "_prepare.json", "_missing"
+# Goes up where the same command writes other rows than before: shards of an earlier form are not gone on with.
+FORM_OF_ROWS = 2
+# A model asks its own extractor for the regions of such a post. Empty lists would say that there are none.
+NOT_PREPARED = dict.fromkeys(REGION_FIELDS)
 ENTITY_BOXES_NOTE = (
     " `entity_boxes` holds for\neach entity in order the boxes that show it: none where the image does not show it, null where "
     "nobody looked."
@@ -52,7 +58,8 @@ $metadata
 # $name
 
 Posts with named entities and, where a post has one, its image. A row holds `id`, `tokens`, `ner_tags`, `image` and the
-regions of the image as `boxes` (x1, y1, x2, y2 in [0, 1]), `box_labels`, `box_scores`.$entity_boxes
+regions of the image as `boxes` (x1, y1, x2, y2 in [0, 1]), `box_labels`, `box_scores`. These are empty where no region was
+found, and null where nobody looked: a model then finds regions of its own.$entity_boxes
 
 $counts
 
@@ -86,16 +93,21 @@ def main(arguments: list[str] | None = None) -> Path:
     names = bio_labels(label for split_posts in posts.values() for post in split_posts for label in post["labels"])
     label_dir = next(iter(files.values())).parent
     image_dir = options.images or default_image_dir(label_dir)
+    regions = options.regions
+    if regions is None and (label_dir / REGIONS_FILE).is_file():
+        regions = str(label_dir / REGIONS_FILE)
     settings = {
         "label_files": {split: sha256(path) for split, path in files.items()},
         "label_scheme": options.label_scheme,
         "reading": [options.format, options.columns, column_names],
         "images": image_dir and str(Path(image_dir).resolve()),
-        "regions": options.regions,
+        "regions": regions,
+        "form_of_rows": FORM_OF_ROWS,
     }
-    if (options.regions or "").endswith(".jsonl") and Path(options.regions).is_file():
+    extract = _region_extractor(regions, {post["id"] for split_posts in posts.values() for post in split_posts})
+    if regions and _is_file(regions):
         # A file of the same name with other regions makes another data set.
-        settings["regions_file"] = sha256(options.regions)
+        settings["regions_file"] = sha256(Path(regions))
     boxes_source = Path(options.entity_boxes) if options.entity_boxes else find_entity_boxes(label_dir)
     boxes = None
     if boxes_source is not None:
@@ -106,7 +118,7 @@ def main(arguments: list[str] | None = None) -> Path:
         for split, path in files.items():
             print(f"{split}: {len(posts[split]):,} posts of {path}")
         print(f"images: {image_dir or f'only those that {label_dir} names'}")
-        extract = _region_extractor(options.regions)
+        print(f"regions: {regions or 'none'}")
         images = ImageFinder(image_dir, label_dir)
         missing = {
             split: prepare_split(split, split_posts, names, images, extract, output / "data")
@@ -137,7 +149,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add_reading_options(parser)
     parser.add_argument("--output", required=True, help="folder of the data set")
     parser.add_argument(
-        "--regions", help="grid, a region_config as YAML, e.g. '{name: object-detection, model: …}', or a JSONL file"
+        "--regions",
+        help="grid, a region_config as YAML, e.g. '{name: object-detection, model: …}', or a JSONL file; by default "
+        "regions.jsonl beside the label files, if there is one",
     )
     parser.add_argument(
         "--entity_boxes", help="JSONL or a folder of XML with each entity's boxes; by default entity_boxes.jsonl or xml/ beside"
@@ -158,16 +172,36 @@ def _clear(output: Path):
             shutil.rmtree(folder)
 
 
-def _region_extractor(regions: str | None) -> Callable[[list, list[str]], list[dict]]:
-    """A function from images and post ids to the regions of each image."""
+def _is_file(regions: str) -> bool:
+    """Whether `--regions` names a file."""
+    return regions.lower().endswith(".jsonl")
+
+
+def _region_extractor(regions: str | None, post_ids: set[str]) -> Callable[[list, list[str]], list[dict]]:
+    """A function from images and post ids to the regions of each image.
+
+    Raises:
+        DataError: there is no such extractor or file.
+    """
     if regions is None:
-        return lambda images, ids: [no_regions() for _ in images]
-    if regions.endswith(".jsonl"):
-        regions_by_id = read_regions(Path(regions))
-        return lambda images, ids: [regions_by_id.get(post_id, no_regions()) for post_id in ids]
-    config = complete_region_config(yaml.safe_load(regions))
-    max_regions = config.pop("max_regions")
-    extractor = build_region_extractor(**config)
+        return lambda images, ids: [NOT_PREPARED for _ in images]
+    if _is_file(regions):
+        if not Path(regions).is_file():
+            raise DataError(f"--regions: there is no file {regions}")
+        regions_by_id = read_regions(regions)
+        if unknown := set(regions_by_id) - post_ids:
+            logger.warning("%s: the regions of %d ids are not used, no post has them: %s …", regions, len(unknown), min(unknown))
+        return lambda images, ids: [regions_by_id.get(post_id, NOT_PREPARED) for post_id in ids]
+    try:
+        config = complete_region_config(yaml.safe_load(regions))
+        max_regions = config.pop("max_regions")
+        extractor = build_region_extractor(**config)
+    except (yaml.YAMLError, ValueError) as error:
+        raise DataError(
+            f"--regions: expected a JSONL file, an extractor's name or a region_config, got {regions!r}: {error}"
+        ) from error
+    if extractor.reads_given:
+        raise DataError(f"--regions: expected a JSONL file for regions that come with the posts, got {regions!r}")
     return lambda images, ids: [keep_best(image_regions, max_regions) for image_regions in extractor(images)]
 
 
@@ -213,7 +247,7 @@ def _columns(posts: list[dict], images: ImageFinder, extract: Callable[..., list
         "image": stored,
     }
     for name in REGION_FIELDS:
-        columns[name] = [regions.get(index, no_regions())[name] for index in range(len(posts))]
+        columns[name] = [regions.get(index, NOT_PREPARED)[name] for index in range(len(posts))]
     if any("entity_boxes" in post for post in posts):
         columns["entity_boxes"] = [post["entity_boxes"] for post in posts]
     return columns, missing
@@ -255,8 +289,8 @@ def write_card(output: Path, posts: dict, files: dict, names: list[str], setting
 def _regions_note(regions: str | None) -> str:
     """Where the regions are from: an extractor as the command named it, or a file without its folder."""
     if not regions:
-        return "None were prepared."
-    return f"From the file `{Path(regions).name}`." if regions.endswith(".jsonl") else f"Extractor: `{regions}`."
+        return "None were prepared: they are null in every row."
+    return f"From the file `{Path(regions).name}`." if _is_file(regions) else f"Extractor: `{regions}`."
 
 
 def count_orphans(labels: list[list[str]]) -> int:
@@ -270,10 +304,12 @@ def count_orphans(labels: list[list[str]]) -> int:
 
 def cli():
     """Entry point of the command line: one line for each error that the user can mend."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("mner_data").setLevel(logging.INFO)
     try:
         main()
-    except (DataError, OutputError) as error:
-        sys.exit(f"prepare_dataset: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"prepare_dataset: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

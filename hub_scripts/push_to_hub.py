@@ -163,6 +163,8 @@ def cli():
         sys.exit(f"push_to_hub: {error}")
     except (HfHubHTTPError, ConnectionError) as error:
         sys.exit(f"push_to_hub: the Hub did not take it; run the same command again, nothing is lost: {error}")
+    except OSError as error:  # a file of the model, or the folder of --dry-run
+        sys.exit(f"push_to_hub: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mner_data.readers import IMAGE_SUFFIXES
 from modeling_hamlearning.onnx_hamlearning import DTYPES, TAGGER_FILE, VISION_FILE
-from processors import HamLearningProcessor
+from processors import HamLearningProcessor, ImageError, load_image
 
 try:
     import onnx
@@ -41,7 +41,7 @@ def quantize(folder: str | Path, calibration_images: str | Path | None = None):
     Raises:
         ValueError: the folder holds no image, or one that cannot be read.
     """
-    images = None if calibration_images is None else _image_files(Path(calibration_images))
+    images = None if calibration_images is None else image_files(calibration_images)
     processor = HamLearningProcessor.from_pretrained(folder, trust_remote_code=True)
     for path in Path(folder).glob("*.onnx"):
         with tempfile.TemporaryDirectory() as scratch:
@@ -156,12 +156,22 @@ def _quantize_products(prepared: Path, path: Path) -> bool:
     return True
 
 
-def _image_files(folder: Path) -> list[Path]:
-    """At most CALIBRATION_IMAGES images of a folder, evenly spaced by name."""
-    files = sorted(file for file in folder.glob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+def image_files(folder: str | Path) -> list[Path]:
+    """At most CALIBRATION_IMAGES images of a folder, evenly spaced by name.
+
+    Raises:
+        ValueError: the folder holds no image, or one of these cannot be read.
+    """
+    files = sorted(file for file in Path(folder).glob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise ValueError(f"calibration_images: expected a folder with images, got {folder}")
-    return files[:: -(-len(files) // CALIBRATION_IMAGES)]
+    files = files[:: -(-len(files) // CALIBRATION_IMAGES)]
+    for file in files:
+        try:
+            load_image(file, target_size=(1, 1))
+        except ImageError as error:
+            raise ValueError(f"calibration_images, {file.name}, field image: {error}") from error
+    return files
 
 
 class _PixelValues(CalibrationDataReader):

@@ -36,12 +36,11 @@ from safetensors import safe_open
 
 from modeling_hamlearning.crf import bio_constraints
 
-from .push_to_hub import REFERENCE, reference_image, reference_posts
+from .push_to_hub import NEEDED, REFERENCE, reference_image, reference_posts
 from .stranger import PROJECT
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
 ABSOLUTE_PATH = re.compile(r"(?<![\w:/.~])/(?:home|root|tmp|work|Users|mnt|data|var|opt|srv|scratch)/[\w./-]+")
-NEEDED = ("config.json", "processor_config.json", "README.md")
 # A fast tokenizer's file, or that of one that is not, such as BERTweet's.
 TOKENIZERS = ("tokenizer.json", "vocab.txt")
 PLAIN_FILES = "plain files only"

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import predict
 import train
 from mner_data.loading import check_images, load_splits
 from mner_data.readers import DataError
 from tests.test_train import run
 from training.arguments import parse_arguments
 
+ROOT = Path(__file__).resolve().parents[1]
 CONLL = "IMGID:a\nJordan\tB-PER\nwins\tO\n\nIMGID:b\nIn\tO\nYork\tB-LOC\n"
 WITHOUT_EVALUATION = ("--do_eval", "false", "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false")
 
@@ -77,6 +81,41 @@ def test_the_form_of_the_data_is_said_on_the_command_line(tmp_path):
     arguments = ["--data_path", str(path), "--use_images", "false", "--format", "jsonl"]
     data, _ = train._load_data(parse_arguments([*arguments, "--column_names", "{w: tokens, gold: ner_tags}"])[1])
     assert data["train"][0]["tokens"] == ["York"] and data["train"][0]["id"] == "posts-1"
+
+
+def test_options_that_synthetic_posts_do_not_use_are_named(caplog):
+    arguments = ["--synthetic_posts", "[2, 2, 2]", "--format", "csv", "--image_dir", "x", "--column_names", "{w: tokens}"]
+    train._load_data(parse_arguments(arguments)[1])
+    assert "--image_dir, --format, --column_names: not used, --data_path synthetic makes posts of its own" in caplog.text
+    caplog.clear()
+    train._load_data(parse_arguments(["--synthetic_posts", "[2, 2, 2]"])[1])
+    assert "not used" not in caplog.text
+
+
+def test_texts_alone_are_scored_without_a_word_of_options_that_nobody_gave(saved_model, tmp_path, caplog):
+    for split in ("train", "valid"):
+        write(tmp_path / "data" / f"{split}.txt", CONLL)
+    options = ["--do_eval", "--use_images", "false", "--use_cpu", "--output_dir", str(tmp_path / "out")]
+    train.main(["--model", str(saved_model), "--data_path", str(tmp_path / "data"), *options])
+    assert "model_config" not in caplog.text
+
+
+def test_the_files_that_are_read_are_named_in_the_log(tmp_path):
+    """The levels are those of the process, so it has one of its own."""
+    for split in ("train", "valid"):
+        write(tmp_path / "data" / f"{split}.jsonl", with_images("b.jpg"))
+    (tmp_path / "data" / "images").mkdir()
+    command = [sys.executable, "train.py", "--do_train", "--data_path", tmp_path / "data", "--output_dir", tmp_path / "out"]
+    done = subprocess.run([*map(str, command), "--use_cpu"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "train: none of the 1 posts has an image" in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.count("INFO mner_data") == 2, done.stderr
+    assert "train.jsonl (jsonl)" in done.stderr and f"images from {tmp_path / 'data' / 'images'}" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["batch_size", "workers", "block_rows"])
+def test_bulk_tagging_refuses_numbers_below_1(option):
+    with pytest.raises(DataError, match=f"--{option}: expected a whole number above 0, got 0"):
+        predict._options(["--model", "m", "--data", "d", "--output", "o", f"--{option}", "0"])
 
 
 def test_a_model_is_trained_on_an_export_of_doccano_with_images(tmp_path):

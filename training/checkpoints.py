@@ -33,6 +33,13 @@ IDENTITY = (
 )  # fmt: skip
 TEXT_IDENTITY = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 
+# What a training leaves in its folder, and what it leaves beside that is replaced without a loss: the scores.
+TRAINED, SCORES = ("config.json", "checkpoint-*", "hyperparameters.json"), "all_results.json"
+# What torch says where it cannot write a file. Its other errors have the same class.
+WRITE_ERROR = re.compile(
+    r"PytorchStreamWriter|inline_container|unexpected pos|write\(\)|iostream|I/O|no space|parent directory", re.IGNORECASE
+)
+
 
 def write_contents(folder: Path, num_processes: int):
     """Record what a checkpoint holds, so that a damaged one is recognised later."""
@@ -119,34 +126,40 @@ def rotate(output_dir: str | Path, limit: int | None, step: int, best: str | Non
         shutil.rmtree(path, ignore_errors=True)
 
 
-def check_writable(folder: Path):
-    """Raises `OutputError` now rather than after hours of training."""
+def check_writable(folder: Path, option: str = "output_dir"):
+    """Raises `OutputError` now rather than after hours of training or tagging. The folder is made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x")
     except OSError as error:
-        raise OutputError(f"output_dir {folder} cannot be written: {error.strerror or error}") from error
+        raise OutputError(f"{option} {folder} cannot be written: {error.strerror or error}") from error
 
 
-def reserve(folder: Path, settings: dict[str, Any], overwrite: bool, is_main_process: bool) -> AbstractContextManager[None]:
-    """Reserve an output folder for one training run; see [`reserve_output_dir`].
+def reserve(
+    folder: Path, settings: dict[str, Any], overwrite: bool, is_main_process: bool, do_train: bool = True
+) -> AbstractContextManager[None]:
+    """Reserve an output folder for one run; see [`reserve_output_dir`].
 
-    A folder with a model or checkpoints of other settings is refused; with `overwrite`, its checkpoints are removed, so that
-    no later run resumes from them.
+    A folder with a model, checkpoints, scores or values of a search of other settings is refused. With `overwrite` all of these
+    but the model are removed, so that no later run takes them for its own. Scoring alone (`do_train` false) removes scores and
+    never what was trained.
     """
+    can_overwrite = do_train or not any(path for pattern in TRAINED for path in folder.glob(pattern))
 
-    def remove_checkpoints(output_dir: Path):
+    def remove_results(output_dir: Path):
         for path in checkpoints(output_dir):
             shutil.rmtree(path)
+        for name in (SCORES, "hyperparameters.json"):
+            (output_dir / name).unlink(missing_ok=True)
 
     return reserve_output_dir(
         folder,
         settings,
         settings_file=SETTINGS,
-        results=("config.json", "checkpoint-*"),
-        overwrite=overwrite,
-        clear=remove_checkpoints,
+        results=(*TRAINED, SCORES),
+        overwrite=overwrite and can_overwrite,
+        clear=remove_results if can_overwrite else None,
         option="--output_dir",
         overwrite_option="--overwrite_output_dir",
         is_main_process=is_main_process,
@@ -198,6 +211,8 @@ def explain_write_errors(what: str, folder: str | Path) -> Iterator[None]:
     except OutputError:
         raise
     except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and not WRITE_ERROR.search(str(error)):
+            raise
         free, complete = shutil.disk_usage(folder).free, last_complete_checkpoint(folder)
         advice = f"resume from {complete} with --resume_from_checkpoint auto" if complete else "there is no complete checkpoint"
         raise OutputError(

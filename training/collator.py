@@ -98,8 +98,7 @@ class MnerCollator:
         return size, size, feature_map
 
     def _count(self, row: dict[str, Any], is_readable: bool):
-        self.image_counts[0] += 1
-        self.image_counts[1] += not is_readable
+        self.image_counts[int(not is_readable)] += 1
         self._latest.append(is_readable)
         lost = self._latest.count(False)
         if lost >= MAX_UNREADABLE:

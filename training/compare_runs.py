@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,32 @@ import numpy as np
 from datasets import Dataset
 from transformers import pipeline
 
-from mner_data.files import atomic_write, markdown_table
+from mner_data.files import OutputError, atomic_write, markdown_table
 from mner_data.loading import dataset_labels, load_splits
 from mner_data.options import add_reading_options, parse_column_names
 from mner_data.readers import DataError
 from mner_data.synthetic_posts import synthetic_splits
 
+from .checkpoints import check_writable
 from .errors import Counts, Entity, count_entities, gold_entities, predicted_entities, tag_rows
+
+logger = logging.getLogger(__name__)
 
 SAMPLES = 10_000
 # Entities that are printed; the file has all.
 PRINTED = 20
+# Options that say how data are read, here and in train.py.
+READING_OPTIONS = ("image_dir", "regions_file", "entity_boxes", "label_scheme", "format", "columns", "column_names")
+
+
+def warn_of_unused_options(options: Any):
+    """Warn of the options of `--data_path synthetic` that say how data are read, which are not used there.
+
+    Args:
+        options: an object with the options as attributes.
+    """
+    if given := [f"--{name}" for name in READING_OPTIONS if getattr(options, name, None)]:
+        logger.warning("%s: not used, --data_path synthetic makes posts of its own", ", ".join(given))
 
 
 def paired_bootstrap(
@@ -51,7 +67,7 @@ def paired_bootstrap(
 
 def _difference(counts: np.ndarray) -> float:
     """(2, seeds, posts, 3) → the mean of F1 of the second less that of the first."""
-    f1 = [[Counts(*of_seed).f1 for of_seed in of_model] for of_model in counts.sum(2)]
+    f1 = [[Counts(*seed_counts).f1 for seed_counts in model_counts] for model_counts in counts.sum(2)]
     return float(np.mean(f1[1]) - np.mean(f1[0]))
 
 
@@ -84,20 +100,24 @@ def compare(a: str, b: str, rows: Dataset, batch_size: int = 32) -> dict[str, An
     names = dataset_labels(rows)
     gold = [gold_entities(row, names) for row in rows]
     results, counts = {}, {}
-    for name, model in (("A", a), ("B", b)):
-        # A folder is the user's own, so its code may run; for a name on the Hub, transformers asks.
-        ner = pipeline("mner", model=model, trust_remote_code=True if Path(model).is_dir() else None)
+    # Both are loaded first: one that cannot be loaded does not cost the time in which the other tags. A folder is the user's
+    # own, so its code may run; for a name on the Hub, transformers asks.
+    pipelines = {
+        name: pipeline("mner", model=model, trust_remote_code=True if Path(model).is_dir() else None)
+        for name, model in (("A", a), ("B", b))
+    }
+    for name, ner in pipelines.items():
         _, results[name] = tag_rows(ner, rows, batch_size)
         predicted: list[list[Entity]] = [predicted_entities(result) for result in results[name]]
-        counts[name] = [count_entities(*of_post) for of_post in zip(gold, predicted, strict=True)]
+        counts[name] = [count_entities(*pair) for pair in zip(gold, predicted, strict=True)]
     difference, low, high = paired_bootstrap(counts["A"], counts["B"])
-    of_rows = ({name: results[name][place] for name in results} for place in range(len(rows)))
+    row_results = ({name: results[name][place] for name in results} for place in range(len(rows)))
     return {
-        "f1": {name: Counts(*map(sum, zip(*of_model, strict=True))).f1 for name, of_model in counts.items()},
+        "f1": {name: Counts(*map(sum, zip(*model_counts, strict=True))).f1 for name, model_counts in counts.items()},
         "difference": difference,
         "interval": [low, high],
         "num_posts": len(rows),
-        "differing": [e for row, of_row in zip(rows, of_rows, strict=True) for e in differing_entities(row, names, of_row)],
+        "differing": [e for row, result in zip(rows, row_results, strict=True) for e in differing_entities(row, names, result)],
     }
 
 
@@ -124,6 +144,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     Raises:
         DataError: the data cannot be used.
+        OutputError: the file of `--output` cannot be written.
+        ValueError: an option's value that cannot be.
     """
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("a", metavar="A", help="folder or Hub name of a trained model")
@@ -137,7 +159,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--output", help="JSON file for the comparison with every entity on which the models differ")
     options = parser.parse_args(arguments)
+    if options.batch_size < 1:
+        raise ValueError(f"--batch_size: expected a number above 0, got {options.batch_size}")
+    if options.output and Path(options.output).is_dir():
+        raise OutputError(f"--output: expected a file, got the folder {options.output}")
+    if options.output:
+        check_writable(Path(options.output).parent, "--output: the folder")
     if options.data_path == "synthetic":
+        warn_of_unused_options(options)
         data = synthetic_splits([1, 300, 300])
     else:
         data, _ = load_splits(
@@ -160,11 +189,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 def cli():
-    """Entry point of the command line: one line for data that cannot be used."""
+    """Entry point of the command line: one line for each error that the user can mend."""
     try:
         main()
-    except DataError as error:
-        sys.exit(f"compare_runs: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"compare_runs: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def tag_rows(ner: MnerPipeline, rows: Dataset, batch_size: int) -> tuple[list[di
         post = row_to_post(row)
         try:
             if post["image"] is not None:
-                load_image(post["image"])
+                load_image(post["image"], target_size=(1, 1))  # only whether it opens: reduced while it is decoded
         except ImageError:
             post = {"text": post["text"], "image": None}
         posts.append(post)
@@ -219,13 +219,13 @@ def f1_by_length_and_image(
     for row, post, result in zip(rows, posts, results, strict=True):
         gold, predicted = gold_entities(row, names), predicted_entities(result)
         for length in LENGTHS:
-            of_length = ([entity for entity in side if _length(entity) == length] for side in (gold, predicted))
-            counts.setdefault(("by_length", length), []).append(count_entities(*of_length))
+            same_length = ([entity for entity in side if _length(entity) == length] for side in (gold, predicted))
+            counts.setdefault(("by_length", length), []).append(count_entities(*same_length))
         image = "without image" if post["image"] is None else "with image"
         counts.setdefault(("by_image", image), []).append(count_entities(gold, predicted))
     scores: dict[str, dict[str, Any]] = {"by_length": {}, "by_image": {}}
-    for (group, name), of_posts in counts.items():
-        total = Counts(*map(sum, zip(*of_posts, strict=True)))
+    for (group, name), post_counts in counts.items():
+        total = Counts(*map(sum, zip(*post_counts, strict=True)))
         if total.gold or total.predicted:
             scores[group][name] = {"f1": total.f1, "gold_total": total.gold}
     return scores

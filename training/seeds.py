@@ -33,8 +33,8 @@ def run_seeds(
         options = ["--seeds", "null", "--seed", str(seed), "--output_dir", str(folder / f"seed-{seed}")]
         results = run([*arguments, *options])
         scores[seed] = {name: value for name, value in results.items() if SCORE.fullmatch(name) and isinstance(value, float)}
-    names = [name for name in scores[seeds[0]] if all(name in of_seed for of_seed in scores.values())]
-    values = {name: [of_seed[name] for of_seed in scores.values()] for name in names}
+    names = [name for name in scores[seeds[0]] if all(name in seed_scores for seed_scores in scores.values())]
+    values = {name: [seed_scores[name] for seed_scores in scores.values()] for name in names}
     mean = {name: statistics.mean(values[name]) for name in names}
     std = {name: statistics.stdev(values[name]) for name in names}
     if is_main_process:

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import pipeline
 
 from hub_scripts import quantize_onnx
-from hub_scripts.export_onnx import export, main
+from hub_scripts.export_onnx import cli, export, main
 from hub_scripts.quantize_onnx import quantize
 from mner_data.synthetic_images import pure_noise
 from modeling_hamlearning import HamLearningForTokenClassification, HamLearningOnnxForTokenClassification, onnx_hamlearning
@@ -256,6 +256,26 @@ def test_the_command_quantizes_with_images_and_says_what_it_needs(folders, tmp_p
         quantize(tmp_path / "both", tmp_path)
     with pytest.raises(ValueError, match="it is for --int8"):
         main([str(folders / "model"), str(tmp_path / "again"), "--calibration_images", str(folders / "images")])
+
+
+@pytest.mark.parametrize("wrong", ["nothing", "no image", "broken"])
+def test_wrong_calibration_images_are_told_before_the_export(folders, tmp_path, monkeypatch, wrong):
+    monkeypatch.setattr("hub_scripts.export_onnx.export", lambda *arguments: pytest.fail("exported first"))
+    if wrong != "nothing":
+        (tmp_path / "images").mkdir()
+        (tmp_path / "images" / ("a.jpg" if wrong == "broken" else "a.txt")).write_bytes(b"no image")
+    images = ["--calibration_images", str(tmp_path / "images")]
+    message = "a.jpg, field image: is not an image" if wrong == "broken" else "expected a folder with images"
+    with pytest.raises(ValueError, match=f"calibration_images.*{message}"):
+        main([str(folders / "model"), str(tmp_path / "out"), "--int8", *images])
+
+
+def test_a_folder_without_a_model_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "nomodel").mkdir()
+    monkeypatch.setattr("sys.argv", ["export_onnx", str(tmp_path / "nomodel"), str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="^export_onnx: .*nomodel") as error:
+        cli()
+    assert "\n" not in error.value.code
 
 
 def test_no_path_of_this_machine_is_written(folders):

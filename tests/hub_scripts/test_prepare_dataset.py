@@ -14,6 +14,7 @@ import pytest
 from datasets import load_dataset
 from huggingface_hub import DatasetCard
 from PIL import Image
+from transformers import AutoProcessor
 
 from hub_scripts import prepare_dataset
 from hub_scripts.prepare_dataset import count_orphans, main
@@ -21,6 +22,7 @@ from mner_data.files import OutputError, reserve_output_dir
 from mner_data.loading import load_splits
 from mner_data.readers import DataError, read_conll
 from mner_data.synthetic_images import pure_noise
+from training.collator import MnerCollator
 
 REAL = os.environ.get("HAMLEARNING_DATA")
 needs_data = pytest.mark.skipif(not REAL, reason="HAMLEARNING_DATA names no folder with the real posts")
@@ -67,7 +69,7 @@ def test_a_prepared_data_set_loads_with_its_images_and_regions(raw, tmp_path, mo
         assert (row["id"], row["tokens"]) == (post["id"], post["tokens"])
         assert [names[label] for label in row["ner_tags"]] == post["labels"], "labels stay as the file has them"
         if row["id"] in ("train1", "train3"):
-            assert row["image"] is None and row["boxes"] == []
+            assert row["image"] is None and row["boxes"] is None, "nobody looked"
         else:
             assert row["boxes"] == [[0, 0, 0.5, 1], [0.5, 0, 1, 1]]
     stored = data["train"].cast_column("image", prepare_dataset.row_features(names, True)["image"])[0]["image"]["bytes"]
@@ -90,6 +92,60 @@ def test_a_prepared_data_set_is_read_like_the_files_it_was_made_from(raw, tmp_pa
         assert sum(row["image"] is not None for row in prepared[split]) == {"train": 7, "validation": 2}[split]
     other = main(["--text", str(raw), "--output", str(tmp_path / "plain"), "--label_scheme", "plain"])
     assert "B-S-PER" in load_splits(str(other))[0]["train"].features["ner_tags"].feature.names
+
+
+@pytest.mark.parametrize("given", ["nothing", "beside", "named"])
+def test_a_prepared_post_has_the_regions_that_its_label_file_gives_it(raw, tmp_path, saved_model, given, caplog):
+    """Where nobody looked, the model's own extractor is asked; where nothing was found, it is not."""
+    rows = [
+        {"id": "train0", "boxes": [[0, 0, 1, 0.5]], "box_labels": ["person"], "box_scores": [0.5]},
+        {"id": "train2", "boxes": [], "box_labels": [], "box_scores": []},
+        {"id": "nobody", "boxes": [], "box_labels": [], "box_scores": []},
+    ]
+    path = raw / ("regions.jsonl" if given == "beside" else "others.jsonl")
+    if given != "nothing":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    named = str(path) if given == "named" else None
+    output = main(arguments(raw, tmp_path / "out", *(["--regions", named] if named else [])))
+    warned = f"{path}: the regions of 1 ids are not used, no post has them: nobody" in caplog.text
+    prepared, expected = load_splits(str(output))[0]["train"], load_splits(str(raw), regions_file=named)[0]["train"]
+    boxes = dict(zip(prepared["id"], prepared["boxes"], strict=True))
+    known = {"train0": [[0, 0, 1, 0.5]], "train2": []} if given != "nothing" else {}
+    assert warned == bool(known) and boxes == dict.fromkeys(boxes) | known
+    collate = MnerCollator(AutoProcessor.from_pretrained(saved_model, trust_remote_code=True))
+    batches = [collate(list(split)) for split in (prepared, expected)]
+    for name in ("region_boxes", "region_mask", "region_label_ids"):
+        assert batches[0][name].equal(batches[1][name]), name
+    assert batches[0]["region_mask"].sum(1).tolist() == ([1, 0, 0] if known else [4, 0, 4]) + [0, 4, 4, 4, 4, 4]
+    card = (output / "README.md").read_text(encoding="utf-8")
+    assert "null where nobody looked" in card
+    assert (f"From the file `{path.name}`." if known else "None were prepared: they are null in every row.") in card
+
+
+def test_a_folder_of_an_earlier_form_is_not_gone_on_with(raw, tmp_path):
+    """Its shards have empty lists where nobody looked."""
+    output = main(arguments(raw, tmp_path / "out"))
+    settings = json.loads((output / "_prepare.json").read_text())
+    del settings["form_of_rows"]
+    (output / "_prepare.json").write_text(json.dumps(settings))
+    with pytest.raises(OutputError, match=r"holds another run \(form_of_rows differ\)"):
+        main(arguments(raw, output))
+
+
+@pytest.mark.parametrize("regions, message", [
+    ("nope.jsonl", "--regions: there is no file nope.jsonl"),
+    ("nope.JSONL", "--regions: there is no file nope.JSONL"),
+    ("nosuch", "got 'nosuch': region_config: unknown extractor"),
+    ("{name: grid", "got '{name: grid'"),
+    ("{name: grid, rows: 0}", "as rows, got 0"),
+    ("precomputed", "expected a JSONL file for regions that come with the posts"),
+])  # fmt: skip
+def test_wrong_regions_are_one_line_and_leave_nothing(raw, tmp_path, monkeypatch, regions, message):
+    monkeypatch.setattr("sys.argv", ["prepare_dataset", *arguments(raw, tmp_path / "out", "--regions", regions)])
+    with pytest.raises(SystemExit) as error:
+        prepare_dataset.cli()
+    assert error.value.code.startswith("prepare_dataset: ") and message in error.value.code and "\n" not in error.value.code
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_large_split_has_several_shards(raw, tmp_path, monkeypatch):

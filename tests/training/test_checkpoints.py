@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from training.checkpoints import checkpoints, is_complete, last_complete_checkpoint, rotate, write_contents
+from mner_data.files import OutputError
+from training.checkpoints import (
+    checkpoints,
+    explain_write_errors,
+    is_complete,
+    last_complete_checkpoint,
+    reserve,
+    rotate,
+    write_contents,
+)
 
 STATES = ["optimizer.pt", "scheduler.pt"]
 FILES = ["trainer_state.json", "contents.json", *STATES, "model.safetensors"]
@@ -71,3 +81,45 @@ def test_the_oldest_steps_go_first(limit, step, best, names, tmp_path):
         (tmp_path / f"checkpoint-{number}").mkdir()
     rotate(tmp_path, limit, step, best and str(tmp_path / f"checkpoint-{best}"))
     assert [int(path.name.split("-")[1]) for path in checkpoints(tmp_path)] == names
+
+
+@pytest.mark.parametrize("name", ["config.json", "all_results.json", "hyperparameters.json"])
+def test_the_results_of_another_run_are_refused_and_overwritten_when_asked(name, tmp_path):
+    with reserve(tmp_path, {"model": "a"}, overwrite=False, is_main_process=True):
+        (tmp_path / name).write_text("{}")
+    with reserve(tmp_path, {"model": "a"}, overwrite=False, is_main_process=True):
+        pass  # the same run again
+    with (
+        pytest.raises(OutputError, match=r"holds another run \(model differ\).*--overwrite_output_dir"),
+        reserve(tmp_path, {"model": "b"}, overwrite=False, is_main_process=True),
+    ):
+        pass
+    with reserve(tmp_path, {"model": "b"}, overwrite=True, is_main_process=True):
+        assert (tmp_path / name).exists() == (name == "config.json")
+
+
+def test_scoring_alone_overwrites_scores_and_no_model(tmp_path):
+    (tmp_path / "scores").mkdir()
+    with reserve(tmp_path / "scores", {"model": "a"}, overwrite=False, is_main_process=True, do_train=False):
+        (tmp_path / "scores" / "all_results.json").write_text("{}")
+    with reserve(tmp_path / "scores", {"model": "b"}, overwrite=True, is_main_process=True, do_train=False):
+        assert not (tmp_path / "scores" / "all_results.json").exists()
+        (tmp_path / "scores" / "config.json").write_text("{}")
+    with (
+        pytest.raises(OutputError, match="choose another --output_dir$"),
+        reserve(tmp_path / "scores", {"model": "a"}, overwrite=True, is_main_process=True, do_train=False),
+    ):
+        pass
+    assert (tmp_path / "scores" / "config.json").exists()
+
+
+def test_only_an_error_of_writing_is_called_one(tmp_path):
+    for path in ("/dev/full", tmp_path / "nothing" / "a.pt"):
+        with (
+            pytest.raises(OutputError, match="the model could not be written to .* MB are free"),
+            explain_write_errors("the model", tmp_path),
+        ):
+            torch.save({"a": torch.ones(99_999)}, path)
+    for text in ("Attempted to access the data pointer on an invalid python storage", "[enforce fail at alloc_cpu.cpp:117]"):
+        with pytest.raises(RuntimeError, match=re.escape(text)), explain_write_errors("the model", tmp_path):
+            raise RuntimeError(text)

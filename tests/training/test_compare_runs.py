@@ -11,7 +11,7 @@ import torch
 
 from mner_data.readers import DataError
 from modeling_hamlearning import HamLearningForTokenClassification
-from training.compare_runs import main, paired_bootstrap
+from training.compare_runs import cli, main, paired_bootstrap
 from training.errors import Counts
 
 
@@ -55,6 +55,29 @@ def test_the_entities_on_which_two_models_differ(saved_model, data, tmp_path, ca
     assert columns["f1"] == comparison["f1"]
     with pytest.raises(DataError, match="--split test: the data has validation"):
         main([str(one), str(other), "--data_path", str(data), "--split", "test"])
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (("{data}/nomodel", "{model}"), "nomodel"),
+    (("{model}", "{data}/nomodel"), "nomodel"),
+    (("{model}", "{model}", "--batch_size", "0"), "--batch_size: expected a number above 0, got 0"),
+    (("{model}", "{model}", "--output", "{data}"), "--output: expected a file, got the folder"),
+    (("{model}", "{model}", "--output", "{data}/valid.txt/c.json"), "--output: the folder .*valid.txt cannot be written"),
+    (("{model}", "{model}", "--regions_file", "{data}/nope.jsonl"), "nope.jsonl"),
+    (("{model}", "{model}", "--label_scheme", "FOO"), "FOO"),
+])  # fmt: skip
+def test_a_wrong_call_is_one_line_before_anything_is_tagged(saved_model, data, wrong, message, monkeypatch):
+    monkeypatch.setattr("training.compare_runs.tag_rows", lambda *arguments: pytest.fail("posts were tagged first"))
+    arguments = [argument.format(model=saved_model, data=data) for argument in wrong]
+    monkeypatch.setattr("sys.argv", ["compare_runs", *arguments, "--data_path", str(data)])
+    with pytest.raises(SystemExit, match=f"^compare_runs: .*{message}") as error:
+        cli()
+    assert "\n" not in error.value.code
+
+
+def test_the_folder_of_the_comparison_is_made(saved_model, data, tmp_path):
+    main([str(saved_model), str(saved_model), "--data_path", str(data), "--output", str(tmp_path / "new" / "c.json")])
+    assert json.loads((tmp_path / "new" / "c.json").read_text())["difference"] == 0
 
 
 def test_the_interval_is_that_of_pairs():

@@ -11,6 +11,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import pipeline
 
+from training import errors
 from training.errors import (
     Entity,
     confusion,
@@ -100,6 +101,16 @@ def test_a_gold_entity_has_the_score_that_it_would_have_if_it_were_found(ner, ro
         assert actual == pytest.approx(expected, abs=1e-5)
     table = confusion(found, results)
     assert all(count == 0 for gold, counts in table.items() for name, count in counts.items() if gold != name)
+
+
+def test_an_image_is_only_opened_reduced_before_it_is_tagged(ner, rows, monkeypatch):
+    jpeg = io.BytesIO()
+    Image.new("RGB", (1600, 1200), "teal").save(jpeg, "JPEG")
+    sizes, original = [], errors.load_image
+    monkeypatch.setattr(errors, "load_image", lambda *a, **b: sizes.append((image := original(*a, **b)).size) or image)
+    row = rows[0] | {"image": {"bytes": jpeg.getvalue(), "path": None}}
+    posts, _ = tag_rows(ner, Dataset.from_list([row], features=rows.features), 1)
+    assert max(sizes[0]) < 250 and posts[0]["image"] == row["image"]
 
 
 def test_rare_types_of_many_are_taken_together():

@@ -268,7 +268,7 @@ def test_images_are_counted_over_the_workers_of_a_loader(make_trainer, tmp_path)
     rows = [{"id": str(place), "tokens": ["x"], "ner_tags": [0], "image": str(tmp_path / "gone.jpg")} for place in range(6)]
     trainer = make_trainer(None, rows, dataloader_num_workers=2, per_device_eval_batch_size=2)
     trainer.evaluate()
-    assert trainer.image_counts() == {"images_read": 6, "images_unreadable": 6}
+    assert trainer.image_counts() == {"images_read": 0, "images_unreadable": 6}
 
 
 @pytest.mark.parametrize("keeps_the_best", [False, True])
