@@ -217,7 +217,8 @@ def check_keys(name: str, keys: Iterable[str], known: set[str]):
     for key in keys:
         if key not in known:
             nearest = get_close_matches(str(key), known, n=1, cutoff=0.5)
-            advice = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(sorted(known))}"
+            some = ", ".join(sorted(known)[:50]) + (", …" if len(known) > 50 else "")
+            advice = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {some}"
             raise ValueError(f"{name}: unknown key {key!r}; {advice}")
 
 

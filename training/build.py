@@ -79,6 +79,8 @@ def build(
         if text_config.model_type in ("roberta", "xlm-roberta", "camembert", "bertweet"):
             positions -= text_config.pad_token_id + 1  # the first positions are those of the padding
         tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    if ":" not in arguments.vision:  # a timm model on the Hub has an address
+        check_keys("vision", [arguments.vision.split(".")[0]], set(timm.list_models()))
     is_pretrained = arguments.text != FROM_SCRATCH and arguments.text_pretrained
     defaults = {"grounding_loss_weight": GROUNDING_LOSS_WEIGHT} if has_entity_boxes else {}
     model = HamLearningForTokenClassification.from_text_vision_pretrained(

@@ -46,6 +46,11 @@ def test_a_key_that_is_like_no_other_gets_the_list(data):
         build_with(data, text_config={"model_type": "brt"})
 
 
+def test_an_unknown_backbone_is_refused_with_the_nearest_one(data):
+    with pytest.raises(ValueError, match="^vision: unknown key 'resnt10t'; did you mean 'resnet10t'?"):
+        build_with(data, vision="resnt10t.a1_in1k")
+
+
 def test_what_the_labels_and_encoders_determine_is_no_key(data):
     with pytest.raises(ValueError, match="model_config: unknown key 'id2label'"):
         build_with(data, model_config={"id2label": {0: "O"}})
