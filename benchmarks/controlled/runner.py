@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -171,9 +173,19 @@ def run(
         "precision": "bf16" if trainer.args.bf16 else "fp32",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "date": time.strftime("%Y-%m-%d"),
+        "commit": _commit(),
         "seconds": round(time.time() - start),
         "cpu_seconds": round(time.process_time() - cpu_start),
     }
+
+
+def _commit() -> str | None:
+    """The commit of this code; `None` where git does not know one."""
+    if shutil.which("git") is None:
+        return None
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return run.stdout.strip() or None
 
 
 def _first_rows(rows: Dataset) -> Dataset:
