@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# Nothing is left to chance, and nothing depends on which posts share a process, as the pairs of the matching loss do.
 NO_DROPOUT = [
     "--text_config", "{model_type: bert, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, "
     "intermediate_size: 64, hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}",
     "--model_config", "{fusion_size: 32, num_iterations: 2, fusion_attention_heads: 2, fusion_dropout: 0.0, "
-    "classifier_dropout: 0.0, image_dropout: 0.0}",
+    "classifier_dropout: 0.0, image_dropout: 0.0, relevance_loss_weight: 0.0, grounding_loss_weight: 0.0}",
     "--freeze_vision", "true", "--image_size", "32", "--learning_rate", "3e-3", "--max_steps", "50",
     "--logging_steps", "1", "--eval_strategy", "no", "--save_strategy", "no", "--use_cpu", "--disable_tqdm", "true",
 ]  # fmt: skip
