@@ -339,7 +339,8 @@ def _open_files(
     elif form == "jsonl":
         if reading.columns:
             raise DataError(f"--columns: {where} is read as JSONL; it is for CoNLL files; --column_names is for JSONL")
-        _check_json_names(posts, reading.column_names, where)
+        if reading.column_names:
+            _check_json_names(posts, reading.column_names, where)
         parts = [partial(_json_lines, file.path, file.name, reading.column_names) for file in posts]
         columns = _json_fields(posts, reading.column_names)
     else:

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from mner_data.entity_boxes import find_entity_boxes, read_entity_boxes
 from mner_data.files import atomic_write, markdown_table, reserve_output_dir
 from mner_data.images import ImageFinder, default_image_dir
-from mner_data.loading import row_features
+from mner_data.loading import row_features, warn_of_unknown_ids
 from mner_data.options import add_reading_options, parse_column_names
 from mner_data.readers import REGIONS_FILE, DataError, bio_labels, read_regions, read_splits, sha256
 from processors.region_extraction import (
@@ -37,8 +37,6 @@ from processors.region_extraction import (
     complete_region_config,
     keep_best,
 )
-
-logger = logging.getLogger(__name__)
 
 ROWS_PER_SHARD = 256
 # Readers of data folders skip names with an underscore.
@@ -189,8 +187,7 @@ def _region_extractor(regions: str | None, post_ids: set[str]) -> Callable[[list
         if not Path(regions).is_file():
             raise DataError(f"--regions: there is no file {regions}")
         regions_by_id = read_regions(regions)
-        if unknown := set(regions_by_id) - post_ids:
-            logger.warning("%s: the regions of %d ids are not used, no post has them: %s …", regions, len(unknown), min(unknown))
+        warn_of_unknown_ids(regions_by_id, post_ids, regions)
         return lambda images, ids: [regions_by_id.get(post_id, NOT_PREPARED) for post_id in ids]
     try:
         config = complete_region_config(yaml.safe_load(regions))

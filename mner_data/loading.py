@@ -252,9 +252,14 @@ def dataset_of_posts(
             )  # fmt: skip
         features = row_features(names, with_regions=bool(regions), with_entity_boxes=bool(boxes))
         splits[split] = Dataset.from_dict({name: columns[name] for name in features}, features=features)
-    if unknown := set(regions) - {post["id"] for post in all_posts}:
-        logger.warning("%s: the regions of %d ids are not used, no post has them: %s …", regions_file, len(unknown), min(unknown))
+    warn_of_unknown_ids(regions, {post["id"] for post in all_posts}, str(regions_file))
     return DatasetDict(splits)
+
+
+def warn_of_unknown_ids(regions: Mapping[str, dict], post_ids: set[str], source: str):
+    """Say of how many ids the regions are not used, since no post has them."""
+    if unknown := set(regions) - post_ids:
+        logger.warning("%s: the regions of %d ids are not used, no post has them: %s …", source, len(unknown), min(unknown))
 
 
 def _check_images_of_regions(posts: list[dict], regions: dict[str, dict], source: str):
