@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
+import math
 import os
 import shutil
 import sys
@@ -222,6 +223,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise DataError(f"--{name}: expected a whole number above 0, got {value}")
+    if options.gpus is not None and not 0 <= options.gpus < math.inf:
+        raise DataError(f"--gpus: expected a share of 0 or more, got {options.gpus}")
     if options.images and not Path(options.images).is_dir():
         raise DataError(f"--images: there is no folder {options.images}")
     return options

@@ -21,9 +21,11 @@ from transformers import EarlyStoppingCallback, pipeline, set_seed
 
 from mner_data.files import atomic_write
 from mner_data.loading import check_images, dataset_labels, load_splits
+from mner_data.options import warn_of_unused_options
 from mner_data.readers import DataError
 from mner_data.synthetic_posts import synthetic_splits
 from modeling_hamlearning import HamLearningForTokenClassification
+from modeling_hamlearning.pipeline_mner import conll_lines
 from processors import HamLearningProcessor
 from training.arguments import NO_LEVELS, DataArguments, MnerTrainingArguments, ModelArguments, check_keys, parse_arguments
 from training.build import FROM_SCRATCH, build
@@ -38,7 +40,6 @@ from training.checkpoints import (
     reserve,
 )
 from training.collator import MnerCollator
-from training.compare_runs import warn_of_unused_options
 from training.curves import plot_curves
 from training.errors import confusion_markdown, write_errors
 from training.labels import add_labels, match_labels
@@ -294,16 +295,11 @@ def write_predictions(path: Path, rows: Dataset, predictions, label_names: list[
     Args:
         predictions: label ids, a row for each post; what stands behind its words is not read.
     """
-    lines = []
-    for row, label_ids in zip(rows, predictions, strict=True):
-        lines.append(f"IMGID:{row['id']}")
-        for word, gold, predicted in zip(row["tokens"], row["ner_tags"], label_ids, strict=False):
-            # A tab or a line end inside a word would break the line in two.
-            word = re.sub(r"[\t\r\n]", " ", word)
-            lines.append(f"{word}\t{label_names[gold]}\t{label_names[predicted]}")
-        lines.append("")
-    with atomic_write(path) as unfinished:
-        unfinished.write_text("\n".join(lines), encoding="utf-8")
+    with atomic_write(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
+        for row, label_ids in zip(rows, predictions, strict=True):
+            gold = [label_names[label] for label in row["ner_tags"]]
+            predicted = [label_names[label] for label in label_ids[: len(gold)]]
+            file.write(f"IMGID:{' '.join(row['id'].split())}\n{conll_lines(row['tokens'], gold, predicted)}\n")
 
 
 def _load_data(arguments: DataArguments) -> tuple[DatasetDict, dict[str, str]]:

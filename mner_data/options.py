@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import logging
+from typing import Any
 
 import yaml
 
 from .readers import FORMATS, DataError
+
+logger = logging.getLogger(__name__)
+
+# All of them, those of train.py too.
+READING_OPTIONS = ("image_dir", "regions_file", "entity_boxes", "label_scheme", "format", "columns", "column_names")
 
 
 def add_reading_options(parser: argparse.ArgumentParser):
@@ -31,3 +38,13 @@ def parse_column_names(text: str | None) -> dict[str, str]:
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in [*names, *names.values()]):
         raise DataError(f"--column_names: expected {{column: field}}, got {text!r}")
     return names
+
+
+def warn_of_unused_options(options: Any):
+    """Warn of the options of `--data_path synthetic` that say how data are read, which are not used there.
+
+    Args:
+        options: an object with the options as attributes.
+    """
+    if given := [f"--{name}" for name in READING_OPTIONS if getattr(options, name, None)]:
+        logger.warning("%s: not used, --data_path synthetic makes posts of its own", ", ".join(given))

@@ -624,10 +624,14 @@ def _entities(result: list[dict[str, Any]] | dict[str, Any]) -> list[dict[str, A
     )
 
 
-def conll_lines(words: list[str], labels: list[str]) -> str:
-    """Words with their labels, as a file in CoNLL format has them. `UNREADABLE` stands for what would break a line."""
+def conll_lines(words: list[str], *labels: list[str]) -> str:
+    """Words with their labels, as a file in CoNLL format has them. `UNREADABLE` stands for what would break a line.
+
+    Args:
+        labels: one list, or several for as many columns.
+    """
     safe = (re.sub(r"\s", UNREADABLE, word) or UNREADABLE for word in words)
-    return "".join(f"{word}\t{label}\n" for word, label in zip(safe, labels, strict=True))
+    return "".join("\t".join(columns) + "\n" for columns in zip(safe, *labels, strict=True))
 
 
 def _warn_of_ignored_fields(posts: list, known: set[str]):

@@ -552,8 +552,10 @@ def test_a_wrong_option_is_one_line(wrong, message, stand_ins, tmp_path, monkeyp
     assert "\n" not in error.value.code
 
 
-def test_words_that_hold_a_tab_or_a_line_end_stay_one_line_of_the_predictions(tmp_path):
-    rows = [{"id": "a", "tokens": ["Jor\tdan", "in\r\n\nIMGID:b", "\u2028"], "ner_tags": [1, 0, 0]}]
+def test_a_blank_or_a_line_end_inside_a_word_does_not_break_its_line_of_the_predictions(tmp_path):
+    rows = [{"id": "a\nb", "tokens": ["Jor\tdan", "in\n\nIMGID:b", "\u2028"], "ner_tags": [1, 0, 0]}]
     train.write_predictions(tmp_path / "predictions.txt", rows, [[1, 0, 0]], ["O", "B-PER"])
     lines = (tmp_path / "predictions.txt").read_text(encoding="utf-8").split("\n")
-    assert lines == ["IMGID:a", "Jor dan\tB-PER\tB-PER", "in   IMGID:b\tO\tO", "\u2028\tO\tO", ""]
+    assert lines == ["IMGID:a b", "Jor\ufffddan\tB-PER\tB-PER", "in\ufffd\ufffdIMGID:b\tO\tO", "\ufffd\tO\tO", "", ""]
+    (post,) = read_conll(tmp_path / "predictions.txt")
+    assert len(post["tokens"]) == 3

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,30 +18,16 @@ from transformers import pipeline
 
 from mner_data.files import OutputError, atomic_write, markdown_table
 from mner_data.loading import dataset_labels, load_splits
-from mner_data.options import add_reading_options, parse_column_names
+from mner_data.options import add_reading_options, parse_column_names, warn_of_unused_options
 from mner_data.readers import DataError
 from mner_data.synthetic_posts import synthetic_splits
 
 from .checkpoints import check_writable
 from .errors import Counts, Entity, count_entities, gold_entities, predicted_entities, tag_rows
 
-logger = logging.getLogger(__name__)
-
 SAMPLES = 10_000
 # Entities that are printed; the file has all.
 PRINTED = 20
-# Options that say how data are read, here and in train.py.
-READING_OPTIONS = ("image_dir", "regions_file", "entity_boxes", "label_scheme", "format", "columns", "column_names")
-
-
-def warn_of_unused_options(options: Any):
-    """Warn of the options of `--data_path synthetic` that say how data are read, which are not used there.
-
-    Args:
-        options: an object with the options as attributes.
-    """
-    if given := [f"--{name}" for name in READING_OPTIONS if getattr(options, name, None)]:
-        logger.warning("%s: not used, --data_path synthetic makes posts of its own", ", ".join(given))
 
 
 def paired_bootstrap(

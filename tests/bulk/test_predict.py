@@ -30,6 +30,9 @@ def test_the_model_is_looked_at_before_anything_is_written(tmp_path):
         main(["--model", str(tmp_path), "--data", "x.jsonl", "--output", str(tmp_path / "out")])
     with pytest.raises(DataError, match="--images: there is no folder"):
         main(["--model", str(tmp_path), "--data", "x.jsonl", "--output", str(tmp_path / "out"), "--images", "/nowhere"])
+    for share in ("-1", "nan", "inf"):
+        with pytest.raises(DataError, match=f"--gpus: expected a share of 0 or more, got {float(share)}"):
+            main(["--model", str(tmp_path), "--data", "x.jsonl", "--output", str(tmp_path / "out"), "--gpus", share])
     assert not (tmp_path / "out").exists()
 
 
