@@ -93,7 +93,7 @@ def experiments_for(data: str, settings: dict[str, Any], tables: list[str], seed
         if model in models:
             images = "none" if model == TEXT_ALONE else "own"
             changed = settings | {"model_config": model_config | switches}
-            yield Experiment("paper", data, model, seed, changed, images=images, curve=True)
+            yield Experiment("paper", data, model, seed, changed, images=images, curve=model in SHARED)
     if PLAIN in models:
         yield Experiment("paper", data, PLAIN, seed, settings, baseline="plain", images="none")
     if POOLED in models:
@@ -115,15 +115,15 @@ def load_sets(folder: Path, names: tuple[str, ...]) -> dict[str, DatasetDict]:
 
 
 def load_data(experiment: Experiment, sets: dict[str, DatasetDict]) -> Splits:
-    """What an experiment is trained on, and what it is scored on: validation for the curve, then the test split (or validation)
-    of its own and of the other data sets."""
+    """What an experiment is trained on, and what it is scored on: the test split of its own and of the other data sets, or
+    validation where there is no test; before them validation for the curve, where there are both."""
     last_splits = {name: splits["test" if "test" in splits else "validation"] for name, splits in sets.items()}
     own_rows, train = last_splits[experiment.data], sets[experiment.data]["train"]
     if experiment.images == "none":
         train = without_images(train)
         last_splits = {name: without_images(rows) for name, rows in last_splits.items()}
     scored = {}
-    if "validation" in sets[experiment.data]:
+    if {"validation", "test"} <= sets[experiment.data].keys():
         scored["validation"] = sets[experiment.data]["validation"]
     scored[OWN] = last_splits.pop(experiment.data)
     scored |= last_splits
