@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .configuration_hamlearning import HamLearningConfig
+from .layers import all_vectors
 
 # A region is right from this intersection over union with one of the entity's boxes on. One that misses by little is neither
 # right nor wrong in training.
@@ -43,7 +44,7 @@ class HamLearningGrounding(nn.Module):
         levels = {level: inner(self.dropout(norm(memory))) for (level, (memory, _)), norm, inner in layers}
         # The scene takes the place of a region's look: what is not shown depends on what else is.
         scene = levels.pop("global").mean(1, keepdim=True) if "global" in levels else 0
-        not_shown = (self.not_shown.weight + scene).expand(len(words), 1, -1)
+        not_shown = (all_vectors(self.not_shown, words.device) + scene).expand(len(words), 1, -1)
         regions = torch.cat([sum(levels.values()), not_shown.to(words.dtype)], dim=1)
         regions = self.outer(self.dropout(nn.functional.gelu(regions)))
         words = nn.functional.gelu(self.word_inner(self.dropout(self.word_norm(words))))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from .configuration_hamlearning import HamLearningConfig
-from .layers import HamLearningFeedForward, HamLearningTransformerLayer
+from .layers import HamLearningFeedForward, HamLearningTransformerLayer, all_vectors
 from .relations import NUM_RELATIONS, spatial_relations
 
 
@@ -101,14 +101,14 @@ class HamLearningSpatialEncoder(nn.Module):
             layer(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )
         # All relations are scored at once and picked by type: (B, heads, K, R), not a vector a pair.
-        relation_key = self.relation_key.weight.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0)
+        relation_key = all_vectors(self.relation_key, boxes.device).unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0)
         picked = relations[:, None].expand(-1, self.num_heads, -1, -1)
         scores = query @ key.transpose(-1, -2) + (query @ relation_key).gather(-1, picked)
         scores = (scores * key.shape[-1] ** -0.5).masked_fill(~edges[:, None], torch.finfo(scores.dtype).min)
         attention = scores.float().softmax(-1).to(value.dtype)
         by_relation = torch.zeros(*attention.shape[:-1], NUM_RELATIONS + 1, dtype=value.dtype, device=value.device)
         by_relation = by_relation.scatter_add(-1, picked, attention)
-        relation_value = self.relation_value.weight.unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
+        relation_value = all_vectors(self.relation_value, boxes.device).unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
         mixed = attention @ value + by_relation @ relation_value.to(value.dtype)
         mixed = self.output(mixed.transpose(1, 2).flatten(2))
         return self.feed_forward(regions + self.dropout(mixed))

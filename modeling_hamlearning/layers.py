@@ -12,6 +12,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .configuration_hamlearning import HamLearningConfig
 
 
+def all_vectors(embedding: nn.Embedding, device: torch.device) -> Tensor:
+    """All vectors of an embedding, by its call: weights that are kept on disk, or shared out by FSDP, are there for it only."""
+    return embedding(torch.arange(embedding.num_embeddings, device=device))
+
+
 class HamLearningAttention(nn.Module):
     """Multi-head attention of queries to a context whose values carry a weight of their own, the level's relevance."""
 

@@ -31,7 +31,7 @@ from .image_levels import (
     HamLearningSemanticEncoder,
     HamLearningSpatialEncoder,
 )
-from .layers import HamLearningAttention, HamLearningTransformerLayer
+from .layers import HamLearningAttention, HamLearningTransformerLayer, all_vectors
 from .pipeline_mner import MnerPipeline  # noqa: F401  (re-saving a loaded model copies only what modeling imports)
 
 logger = logging.get_logger(__name__)
@@ -285,9 +285,8 @@ class HamLearningImageBranch(nn.Module):
         # The image as a whole is relevant if any of its levels is.
         image_relevance = 1 - (1 - relevance).prod(dim=1)
         weight = torch.cat(weights, dim=1)
-        memory = torch.cat(
-            [memory + self.level_embedding.weight[index] for index, (memory, _) in enumerate(memories.values())], dim=1
-        )
+        levels = zip(memories.values(), all_vectors(self.level_embedding, words.device), strict=True)
+        memory = torch.cat([memory + level for (memory, _), level in levels], dim=1)
         memory_mask = torch.cat([mask for _, mask in memories.values()], dim=1)
 
         refined, cross_attentions = projected, []

@@ -389,10 +389,12 @@ def test_a_model_of_version_0_1_is_refused(tmp_path):
         HamLearningForTokenClassification.from_pretrained(tmp_path)
 
 
-def test_a_crf_kept_on_disk_decodes(tmp_path):
-    model, batch = tiny_model(), random_batch()
+@pytest.mark.parametrize("part", ["crf", "model.image_branch", "model.text_encoder", "model.word_pooling", "classifier"])
+def test_a_part_kept_on_disk_gives_the_same(part, tmp_path):
+    model, batch = tiny_model(grounding_loss_weight=0.3), random_batch()
     model.save_pretrained(tmp_path / "model")
-    device_map = {"model": "cpu", "dropout": "cpu", "classifier": "cpu", "crf": "disk"}
+    parts = ["crf", "classifier", "dropout", *(f"model.{name}" for name, _ in model.model.named_children())]
+    device_map = dict.fromkeys(parts, "cpu") | {part: "disk"}
     on_disk = HamLearningForTokenClassification.from_pretrained(
         tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "disk"
     )
