@@ -25,17 +25,18 @@ class PlainTagger(nn.Module):
 
     def __init__(self, tagger: PreTrainedModel):
         super().__init__()
-        # Assigned first, because a parameter that a module holds twice is named after its first place.
         self.text_encoder = tagger.base_model
-        self.tagger = tagger
+        # Dropout and classifier, in their order. Weights that a module holds twice could not be saved.
+        self.head = nn.Sequential(*(layer for layer in tagger.children() if layer is not tagger.base_model))
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, word_positions: Tensor, labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None, **unused,
     ) -> TokenClassifierOutput:  # fmt: skip
         """input_ids, attention_mask (B, N, S), word_positions (B, W), labels (B, W) → loss, logits (B, W, L)."""
-        per_token = self.tagger(input_ids=input_ids.flatten(0, 1), attention_mask=attention_mask.flatten(0, 1))
-        return _output(_per_word(per_token.logits, input_ids, word_positions), labels, num_items_in_batch)
+        output = self.text_encoder(input_ids=input_ids.flatten(0, 1), attention_mask=attention_mask.flatten(0, 1))
+        per_token = self.head(output.last_hidden_state)
+        return _output(_per_word(per_token, input_ids, word_positions), labels, num_items_in_batch)
 
     def decode(self, outputs: TokenClassifierOutput, word_mask: Tensor) -> list[list[int]]:
         return _decode(outputs.logits, word_mask)

@@ -26,6 +26,7 @@ do_train: true
 max_steps: 2
 logging_steps: 1
 eval_strategy: epoch
+save_strategy: epoch
 use_cpu: true
 """
 
@@ -65,6 +66,18 @@ def test_tables_and_curves(folder, monkeypatch):
     assert all((folder / "out" / f"curves-{name}.png").stat().st_size > 5000 for name in ("first", "second"))
     monkeypatch.setattr("benchmarks.controlled.runner.run", lambda *_: pytest.fail("a finished experiment was run again"))
     paper_tables.main(call)
+
+
+def test_every_model_of_the_tables_runs(folder):
+    """With the settings of training that the configs have: checkpoints are saved, and the best is loaded at the end."""
+    (folder / "one").mkdir()
+    (folder / "sets" / "first").rename(folder / "one" / "first")
+    call = [str(folder / "config.yaml"), "--data", str(folder / "one"), "--output", str(folder / "out"), "--seeds", "0"]
+    paper_tables.main([*call, "--load_best_model_at_end", "--metric_for_best_model", "f1"])
+    runs = {run["model"] for run in read_runs(folder / "out")}
+    assert runs == {model for models in paper_tables.TABLES.values() for model in models}
+    lines = (folder / "out" / "tables.md").read_text().splitlines()
+    assert all(any(line.startswith(f"| {model} |") for line in lines) for model in runs)
 
 
 def test_the_fourth_type_has_one_name(folder):
