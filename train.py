@@ -17,7 +17,7 @@ import torch
 import transformers
 import yaml
 from datasets import Dataset, DatasetDict
-from transformers import EarlyStoppingCallback, pipeline, set_seed
+from transformers import pipeline, set_seed
 
 from mner_data.files import atomic_write
 from mner_data.loading import check_images, dataset_labels, load_splits
@@ -209,7 +209,6 @@ def _run(
         eval_dataset=data.get("validation"),
         processing_class=processor,
         compute_metrics=ComputeMnerMetrics(label_names),
-        callbacks=_callbacks(training_arguments),
     )
     if model_arguments.vision_cache is not None:
         trainer.data_collator.vision_cache = _fill_vision_cache(model_arguments, trainer, data)
@@ -349,12 +348,6 @@ def _without_images(rows: Dataset) -> Dataset:
 def _require_split(data: DatasetDict, split: str, option: str):
     if split not in data:
         raise DataError(f"{option} needs a {split} split; the data has {', '.join(data)}")
-
-
-def _callbacks(arguments: MnerTrainingArguments) -> list:
-    if arguments.early_stopping_patience is None:
-        return []
-    return [EarlyStoppingCallback(early_stopping_patience=arguments.early_stopping_patience)]
 
 
 def _search(

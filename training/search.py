@@ -42,6 +42,7 @@ def search_hyperparameters(
     arguments = copy.deepcopy(arguments)
     arguments.output_dir = str(Path(arguments.output_dir, "search"))
     arguments.save_strategy, arguments.load_best_model_at_end = SaveStrategy.NO, False
+    arguments.early_stopping_patience = None
     trainer = MnerTrainer(
         model_init=make_model,
         args=arguments,

@@ -13,7 +13,7 @@ import torch
 from datasets import ClassLabel
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
@@ -129,6 +129,8 @@ class MnerTrainer(Trainer):
             compute_metrics=compute_metrics,
             **kwargs,
         )
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         if args.bf16 and args.device.type == "cpu" and not cpu_has_bf16() and args.should_log:
             logger.warning(
                 "bf16: this processor has no instructions for it, and training takes many times as long as with --bf16 false"
@@ -296,7 +298,8 @@ class MnerTrainer(Trainer):
         the model from finding what is learned late: which region a word of the text points at. Where the model that is kept may
         be one of the first half, they are left out from the start all the same, so that it knows posts without an image.
         """
-        may_keep_an_early_model = self.args.load_best_model_at_end or self.args.early_stopping_patience is not None
+        stops_early = any(isinstance(callback, EarlyStoppingCallback) for callback in self.callback_handler.callbacks)
+        may_keep_an_early_model = stops_early or self.args.load_best_model_at_end or self.args.save_strategy == "best"
         leaves_images_out = may_keep_an_early_model or 2 * self.state.global_step >= self.state.max_steps
         parts = [module for module in model.modules() if hasattr(module, "leaves_images_out")]
         for part in parts:

@@ -271,10 +271,21 @@ def test_images_are_counted_over_the_workers_of_a_loader(make_trainer, tmp_path)
     assert trainer.image_counts() == {"images_read": 0, "images_unreadable": 6}
 
 
-@pytest.mark.parametrize("keeps_the_best", [False, True])
-def test_images_are_left_out_in_the_second_half_of_training(keeps_the_best, make_trainer):
+EVERY_STEP = {"eval_strategy": "steps", "save_strategy": "steps", "metric_for_best_model": "f1"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        EVERY_STEP | {"load_best_model_at_end": True},
+        EVERY_STEP | {"early_stopping_patience": 9},
+        EVERY_STEP | {"save_strategy": "best"},
+    ],
+)
+def test_images_are_left_out_in_the_second_half_of_training(arguments, make_trainer):
+    keeps_the_best = bool(arguments)
     rows = [row | {"image": Image.new("RGB", (64, 64))} for row in text_rows(6)]
-    arguments = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"} if keeps_the_best else {}
     trainer = make_trainer(rows, rows, per_device_train_batch_size=2, num_train_epochs=2, **arguments)
     trainer.model.config.image_dropout = 1.0
     read: list[bool] = []
@@ -295,6 +306,19 @@ def test_images_are_left_out_in_the_second_half_of_training(keeps_the_best, make
     model = trainer.model.train()
     batch = MnerCollator(trainer.processing_class)(rows[:2])
     assert not model(**{name: tensor for name, tensor in batch.items() if name != "ids"}).relevance.any()
+
+
+def test_the_trainer_stops_early_by_its_arguments(make_trainer):
+    rows = text_rows(4)
+    arguments = EVERY_STEP | {
+        "eval_steps": 1,
+        "save_strategy": "no",
+        "metric_for_best_model": "loss",
+        "early_stopping_patience": 2,
+    }
+    trainer = make_trainer(rows, rows, max_steps=9, learning_rate=0.0, head_learning_rate=0.0, **arguments)
+    trainer.train()
+    assert trainer.state.global_step == 3
 
 
 def test_a_damaged_checkpoint_is_not_resumed_from(make_trainer):
