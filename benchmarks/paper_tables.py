@@ -146,7 +146,8 @@ def write_tables(output: Path, tables: list[str], command: str):
         "F1 as default seqeval counts it / strict IOB2, in percent: mean ± standard deviation over the seeds.",
     ]
     for table in tables:
-        lines += ["", f"## {HEADINGS[table]}", "", _noise(by_data) if table == "noise" else _table(table, by_data)]
+        if table != "cross" or len(by_data) > 1:
+            lines += ["", f"## {HEADINGS[table]}", "", _noise(by_data) if table == "noise" else _table(table, by_data)]
     lines += ["", provenance(runs), f"`{command}`"]
     (output / "tables.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     for data, models in by_data.items():
