@@ -25,7 +25,7 @@ from mner_data.options import warn_of_unused_options
 from mner_data.readers import DataError
 from mner_data.synthetic_posts import synthetic_splits
 from modeling_hamlearning import HamLearningForTokenClassification
-from modeling_hamlearning.pipeline_mner import conll_lines
+from modeling_hamlearning.pipeline_mner import conll_post
 from processors import HamLearningProcessor
 from training.arguments import NO_LEVELS, DataArguments, MnerTrainingArguments, ModelArguments, check_keys, parse_arguments
 from training.build import FROM_SCRATCH, build
@@ -298,7 +298,7 @@ def write_predictions(path: Path, rows: Dataset, predictions, label_names: list[
         for row, label_ids in zip(rows, predictions, strict=True):
             gold = [label_names[label] for label in row["ner_tags"]]
             predicted = [label_names[label] for label in label_ids[: len(gold)]]
-            file.write(f"IMGID:{' '.join(row['id'].split())}\n{conll_lines(row['tokens'], gold, predicted)}\n")
+            file.write(conll_post(row["id"], row["tokens"], gold, predicted))
 
 
 def _load_data(arguments: DataArguments) -> tuple[DatasetDict, dict[str, str]]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from mner_data.files import atomic_write
 from modeling_hamlearning import MnerPipeline
-from modeling_hamlearning.pipeline_mner import conll_lines
+from modeling_hamlearning.pipeline_mner import conll_post
 
 # Readers of parquet folders pass over names that begin with an underscore.
 SETTINGS, RUN = "_predict.json", "_run-"
@@ -53,15 +53,10 @@ def write_file(output: Path, output_format: str) -> tuple[Path, int]:
                     elif row["tokens"] is None:
                         lacking += 1
                     else:
-                        file.write(_conll(row))
+                        labels = MnerPipeline.to_bio(row["entities"], len(row["tokens"]))
+                        file.write(conll_post(row["id"], row["tokens"], labels))
                 bar.update(batch.num_rows)
     return output / FILES[output_format], lacking
-
-
-def _conll(row: dict) -> str:
-    """A post as CoNLL files have it."""
-    labels = MnerPipeline.to_bio(row["entities"], len(row["tokens"]))
-    return f"IMGID:{' '.join(row['id'].split())}\n{conll_lines(row['tokens'], labels)}\n"
 
 
 def save_count(folder: Path, num_posts: int):

@@ -634,6 +634,11 @@ def conll_lines(words: list[str], *labels: list[str]) -> str:
     return "".join("\t".join(columns) + "\n" for columns in zip(safe, *labels, strict=True))
 
 
+def conll_post(post_id: str, words: list[str], *labels: list[str]) -> str:
+    """A post as a file in CoNLL format has it: its id, the lines of [`conll_lines`], an empty line."""
+    return f"IMGID:{' '.join(post_id.split())}\n{conll_lines(words, *labels)}\n"
+
+
 def _warn_of_ignored_fields(posts: list, known: set[str]):
     """Name the fields that are not read, each once a call."""
     ignored = {name for post in posts if isinstance(post, dict) for name in post} - known

@@ -553,9 +553,9 @@ def test_a_wrong_option_is_one_line(wrong, message, stand_ins, tmp_path, monkeyp
 
 
 def test_a_blank_or_a_line_end_inside_a_word_does_not_break_its_line_of_the_predictions(tmp_path):
-    rows = [{"id": "a\nb", "tokens": ["Jor\tdan", "in\n\nIMGID:b", "\u2028"], "ner_tags": [1, 0, 0]}]
+    rows = [{"id": "a\nb", "tokens": ["Jor\tdan", "in\r\n\nIMGID:b", "\u2028"], "ner_tags": [1, 0, 0]}]
     train.write_predictions(tmp_path / "predictions.txt", rows, [[1, 0, 0]], ["O", "B-PER"])
     lines = (tmp_path / "predictions.txt").read_text(encoding="utf-8").split("\n")
-    assert lines == ["IMGID:a b", "Jor\ufffddan\tB-PER\tB-PER", "in\ufffd\ufffdIMGID:b\tO\tO", "\ufffd\tO\tO", "", ""]
+    assert lines == ["IMGID:a b", "Jor\ufffddan\tB-PER\tB-PER", "in\ufffd\ufffd\ufffdIMGID:b\tO\tO", "\ufffd\tO\tO", "", ""]
     (post,) = read_conll(tmp_path / "predictions.txt")
     assert len(post["tokens"]) == 3
