@@ -617,10 +617,11 @@ def _table(posts: list[dict[str, Any]]) -> pa.Table:
             "tokens": None if "text" in post else post["tokens"],
             "text": post.get("text"),
             "image": post.get("image") and {"path": post["image"]},
+            **post.get("regions", {}),
         }
         for post in posts
     ]
-    return pa.Table.from_pylist(rows, schema=pa.schema(list(POST_COLUMNS)[:4]))
+    return pa.Table.from_pylist(rows, schema=POST_COLUMNS)
 
 
 def _slices(table: pa.Table, ids_only: bool = False) -> Iterator[pa.Table]:

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from mner_data.entity_boxes import find_entity_boxes, read_entity_boxes
 from mner_data.files import atomic_write, markdown_table, reserve_output_dir
 from mner_data.images import ImageFinder, default_image_dir
-from mner_data.loading import row_features, warn_of_unknown_ids
+from mner_data.loading import any_have_regions, row_features, warn_of_unknown_ids
 from mner_data.options import add_reading_options, parse_column_names
 from mner_data.readers import REGIONS_FILE, DataError, bio_labels, read_regions, read_splits, sha256
 from processors.region_extraction import (
@@ -42,7 +42,7 @@ ROWS_PER_SHARD = 256
 # Readers of data folders skip names with an underscore.
 SETTINGS_FILE, MISSING_FOLDER = "_prepare.json", "_missing"
 # Goes up where the same command writes other rows than before: shards of an earlier form are not gone on with.
-FORM_OF_ROWS = 2
+FORM_OF_ROWS = 3
 # A model asks its own extractor for the regions of such a post. Empty lists would say that there are none.
 NOT_PREPARED = dict.fromkeys(REGION_FIELDS)
 ENTITY_BOXES_NOTE = (
@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> Path:
         for split, path in files.items():
             print(f"{split}: {len(posts[split]):,} posts of {path}")
         print(f"images: {image_dir or f'only those that {label_dir} names'}")
-        print(f"regions: {regions or 'none'}")
+        print(f"regions: {_regions_note(regions, any_have_regions(posts))}")
         images = ImageFinder(image_dir, label_dir)
         missing = {
             split: prepare_split(split, split_posts, names, images, extract, output / "data")
@@ -236,7 +236,10 @@ def _columns(posts: list[dict], images: ImageFinder, extract: Callable[..., list
         else:
             opened[index] = image
         stored.append(None if problem else {"bytes": path.read_bytes(), "path": path.name})
-    regions = dict(zip(opened, extract(list(opened.values()), [posts[index]["id"] for index in opened]), strict=True))
+    own = {index: posts[index]["regions"] for index in opened if "regions" in posts[index]}
+    others = [index for index in opened if index not in own]
+    found = extract([opened[index] for index in others], [posts[index]["id"] for index in others])
+    regions = own | dict(zip(others, found, strict=True))
     columns: dict[str, list] = {
         "id": [post["id"] for post in posts],
         "tokens": [post["tokens"] for post in posts],
@@ -276,18 +279,21 @@ def write_card(output: Path, posts: dict, files: dict, names: list[str], setting
         entity_boxes=ENTITY_BOXES_NOTE if "entity_boxes" in settings else "",
         counts=markdown_table(["split", "posts", "words", "entities", *types, "orphan I- tags"], counts),
         files="\n".join(f"- {split}: `{path.name}`, SHA-256 `{sha256(path)}`" for split, path in files.items()),
-        regions=_regions_note(settings["regions"]),
+        regions=_regions_note(settings["regions"], any_have_regions(posts)),
         missing="\n".join(without_image) or "None.",
     )
     with atomic_write(output / "README.md") as unfinished:
         unfinished.write_text(card, encoding="utf-8")
 
 
-def _regions_note(regions: str | None) -> str:
+def _regions_note(regions: str | None, posts_bring_some: bool) -> str:
     """Where the regions are from: an extractor as the command named it, or a file without its folder."""
-    if not regions:
-        return "None were prepared: they are null in every row."
-    return f"From the file `{Path(regions).name}`." if _is_file(regions) else f"Extractor: `{regions}`."
+    if regions:
+        note = f"From the file `{Path(regions).name}`." if _is_file(regions) else f"Extractor: `{regions}`."
+        return f"{note} Posts that came with boxes keep their own." if posts_bring_some else note
+    if posts_bring_some:
+        return "Those that came with the posts; null where a post came with none."
+    return "None were prepared: they are null in every row."
 
 
 def count_orphans(labels: list[list[str]]) -> int:

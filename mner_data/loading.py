@@ -215,7 +215,7 @@ def dataset_of_posts(
     Args:
         posts: with BIO labels.
         image_dir: folder of the images, which are found by the post's `image` or, if it has none, by its `id`.
-        regions_file: JSONL with the posts' regions.
+        regions_file: JSONL with the regions of posts that bring none of their own.
         label_dir: folder of the label file. A post's `image` may be a path relative to it.
         entity_boxes: JSONL or a folder of XML with the boxes of the entities.
 
@@ -236,7 +236,7 @@ def dataset_of_posts(
             path, _, problem = images.open(post)
             if problem and (image_dir or "image" in post):
                 missing.append(f"{post['id']} ({problem})")
-            post_regions = regions.get(post["id"], dict.fromkeys(REGION_FIELDS))
+            post_regions = post.get("regions") or regions.get(post["id"]) or dict.fromkeys(REGION_FIELDS)
             columns["id"].append(post["id"])
             columns["tokens"].append(post["tokens"])
             columns["ner_tags"].append(post["labels"])
@@ -250,10 +250,16 @@ def dataset_of_posts(
                 "%s: %d of %d posts have no readable image and are read without one: %s%s",
                 split, len(missing), len(split_posts), ", ".join(missing[:IDS_LISTED]), more,
             )  # fmt: skip
-        features = row_features(names, with_regions=bool(regions), with_entity_boxes=bool(boxes))
+        with_regions = bool(regions) or any_have_regions(posts)
+        features = row_features(names, with_regions, with_entity_boxes=bool(boxes))
         splits[split] = Dataset.from_dict({name: columns[name] for name in features}, features=features)
     warn_of_unknown_ids(regions, {post["id"] for post in all_posts}, str(regions_file))
     return DatasetDict(splits)
+
+
+def any_have_regions(posts: Mapping[str, list[dict]]) -> bool:
+    """Whether a post of any split brings its own regions."""
+    return any("regions" in post for split_posts in posts.values() for post in split_posts)
 
 
 def warn_of_unknown_ids(regions: Mapping[str, dict], post_ids: set[str], source: str):
@@ -361,9 +367,12 @@ def _standard_columns(data: Dataset, name: str, split: str, column_names: Mappin
     data = data.rename_columns({column: field for field, column in found.items() if column != field})
     if "id" not in found:
         data = data.add_column("id", [f"{split}-{number}" for number in range(1, len(data) + 1)])
-    if "tokens" not in found and "text" in found:
+    # Where a row has both, labels of words go before spans, as in label files.
+    has_spans_of_words = "tokens" in found and "entities" in found and "ner_tags" not in found
+    if "tokens" not in found and "text" in found or has_spans_of_words:
         notes = Notes()
-        fields = [column for column in ("id", "text", "ner_tags", "entities") if column in data.column_names]
+        words = "tokens" if has_spans_of_words else "text"
+        fields = [column for column in ("id", words, "ner_tags", "entities") if column in data.column_names]
         posts = [post_of_row(row, f"{where}, post {row['id']}", "", notes) for row in data.select_columns(fields)]
         notes.log(where)
         if all(post["labels"] is not None for post in posts):

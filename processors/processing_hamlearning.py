@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature, BertweetTokenizer, ProcessorMixin
+from transformers.utils import logging
 
 from .image_loading import ImageError, content_key, load_image, load_reduced, read_source
 from .image_processing_hamlearning import HamLearningImageProcessor, resize_target  # noqa: F401  (saved with the processor)
@@ -25,6 +26,7 @@ from .region_extraction import (
 )
 from .word_splitting import split_words
 
+logger = logging.get_logger(__name__)
 # A tokenizer's model_max_length is 10^30 where nobody set it.
 DEFAULT_MAX_LENGTH, LARGEST_MAX_LENGTH = 512, 100_000
 # The share of a window that the next one repeats.
@@ -228,6 +230,7 @@ class HamLearningProcessor(ProcessorMixin):
                 regions[place] = check_regions(boxes[place], box_labels[place], box_scores[place], names[place])
             elif box_labels[place] is not None or box_scores[place] is not None:
                 raise ValueError(f"{names[place]}, field boxes: expected boxes beside the labels or scores, got None")
+        given = list(regions)
         extracting = [place for place in range(count) if images[place] is not None and self._extracts(boxes[place])]
         for place in extracting:
             if self.needs_image(boxes[place]) and not isinstance(images[place], Image.Image):
@@ -236,6 +239,10 @@ class HamLearningProcessor(ProcessorMixin):
         for place, found in zip(extracting, extracted, strict=True):
             regions[place] = found
         max_regions = self.region_config["max_regions"]
+        if any(own is not None and len(own["boxes"]) > max_regions for own in given):
+            logger.warning_once(
+                f"a post comes with more boxes than max_regions of region_config ({max_regions}): those of highest score are used"
+            )
         return [
             no_regions() if image is None or own is None else keep_best(own, max_regions)
             for image, own in zip(images, regions, strict=True)

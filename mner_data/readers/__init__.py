@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from processors.region_extraction import check_regions
+from processors import REGION_FIELDS
 
 from ..label_schemes import LabelSchemeError, to_bio
 from .conll import read_conll_posts
 from .json_rows import read_json_posts, read_jsonl_posts
 from .mnre import read_mnre_posts
-from .rows import Notes
+from .rows import Notes, read_regions_of_row
 from .spacy_docs import read_spacy_posts
 from .split_files import (
     ENTITY_BOXES_FILE,
@@ -123,15 +123,11 @@ def read_regions(path: str | Path) -> dict[str, dict]:
     places: dict[str, str] = {}
     for where, row in json_lines(path, "id, boxes, box_labels and box_scores"):
         try:
-            post_id, values = as_text(row["id"]), (row["boxes"], row["box_labels"], row["box_scores"])
+            post_id, values = as_text(row["id"]), {field: row[field] for field in REGION_FIELDS}
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{where}: expected id, boxes, box_labels and box_scores: {error!r:.200}") from error
         check_first_place(post_id, where, places)
-        try:
-            checked = check_regions(*values, f"{where}, post {post_id:.80}")
-        except ValueError as error:
-            raise DataError(str(error)) from error
-        regions[post_id] = checked | {"box_labels": [as_text(label) for label in checked["box_labels"]]}
+        regions[post_id] = read_regions_of_row(values, f"{where}, post {post_id:.80}")
     return regions
 
 

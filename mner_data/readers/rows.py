@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from processors import REGION_FIELDS
+from processors.region_extraction import Regions, check_regions
+
 from .spans import annotated_spans, entity_label, is_span, labels_of_spans, words_and_labels
 from .text import DataError, as_text
 
@@ -21,8 +24,8 @@ FIELDS = {
     "entities": ("entities", "spans", "ents", "annotations"),
     "image": ("image", "image_path", "img", "img_path", "image_file", "image_name", "img_id", "image_id", "picture", "photo"),
 }
-# What annotation tools write beside a post, and what bulk tagging reads itself.
-_KNOWN = {"answer", "boxes", "box_labels", "box_scores"}
+# What else is read of a row: its regions, and what annotation tools write beside a post.
+_KNOWN = {"answer", *REGION_FIELDS}
 _PLACES_LISTED = 5
 
 
@@ -112,7 +115,8 @@ def posts_of_rows(
 
 def post_of_row(row: dict[str, Any], where: str, default_id: str, notes: Notes) -> dict[str, Any]:
     """A row with the names of `FIELDS` as a post: `id`, `tokens`, `labels` (None without any) and `lines`, the words' places
-    for messages; `text` where it has one, `image` where it names one, `left_out` where an annotator left it out.
+    for messages; `text` where it has one, `image` where it names one, `regions` where it has boxes, `left_out` where an
+    annotator left it out.
 
     Raises:
         DataError: naming the place and the field.
@@ -152,7 +156,23 @@ def post_of_row(row: dict[str, Any], where: str, default_id: str, notes: Notes) 
         post["labels"] = labels_of_spans(len(post["tokens"]), _word_spans(entities, where), where, notes)
     if (image := image_name(row.get("image"), where, notes)) is not None:
         post["image"] = image
+    if any(not is_missing(row.get(field)) for field in REGION_FIELDS):
+        post["regions"] = read_regions_of_row(row, where)
     return post | {"lines": [where] * len(post["tokens"])}
+
+
+def read_regions_of_row(row: Mapping[str, Any], where: str) -> Regions:
+    """The regions of a row's `boxes`, `box_labels` and `box_scores`, checked.
+
+    Raises:
+        DataError: naming the place and the field.
+    """
+    values = [None if is_missing(row.get(field)) else row[field] for field in REGION_FIELDS]
+    try:
+        regions = check_regions(*values, where)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    return regions | {"box_labels": [as_text(label) for label in regions["box_labels"]]}
 
 
 def image_name(image: Any, where: str, notes: Notes) -> str | None:

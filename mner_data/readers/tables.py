@@ -9,9 +9,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from processors import REGION_FIELDS
+
 from .rows import Notes, check_column_names, image_name, is_missing, logger, match_fields, posts_of_rows
 from .text import DataError, json_or_python, read_lines
 
+# Names of a column that holds a word in each row.
+WORD_A_ROW = ("word", "token")
 _LISTS = ("tokens", "ner_tags", "entities")
 
 
@@ -32,8 +36,9 @@ def read_table_posts(path: Path, column_names: Mapping[str, str], notes: Notes, 
     filled = [row for _, row in rows if any(row.values())]
     ids = [row[found["id"]] for row in filled] if "id" in found else []
     is_word_a_row = "tokens" in found and (
-        found["tokens"].strip().casefold() in ("word", "token")
+        found["tokens"].strip().casefold() in WORD_A_ROW
         or any(not after or before == after for before, after in pairwise(ids))
+        and not all(isinstance(json_or_python(row[found["tokens"]]), list) for row in filled)
     )
     if is_word_a_row:
         if unused := [column for column in header if column not in found.values()]:
@@ -75,10 +80,16 @@ def _read_rows(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]]]
     if first is None:
         raise DataError(f"{path}: has no posts")
     delimiter = _delimiter(first)
-    # In a TSV of words a quote is often a word, and nothing is quoted.
-    is_quoted = not (delimiter == "\t" and all(line.count("\t") in (first.count("\t"), 0) for line in lines))
+    content = "\n".join(lines)
+    # In a table of words a quote is often a word, and nothing is quoted.
+    if first.strip().casefold() in WORD_A_ROW:
+        is_quoted = False
+    elif delimiter in first:
+        is_quoted = not (delimiter == "\t" and all(line.count("\t") in (first.count("\t"), 0) for line in lines))
+    else:
+        is_quoted = _is_quoted_column(content)
     reader = csv.reader(
-        io.StringIO("\n".join(lines), newline=""), delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
+        io.StringIO(content, newline=""), delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
     )
     header: list[str] = []
     rows = []
@@ -94,6 +105,16 @@ def _read_rows(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]]]
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}") from error
     return header, rows
+
+
+def _is_quoted_column(content: str) -> bool:
+    """Whether a table of one column is quoted as CSV is: every quote that opens a cell is closed at its end."""
+    try:
+        for _ in csv.reader(io.StringIO(content, newline=""), delimiter="\t", strict=True):
+            pass
+    except csv.Error:
+        return False
+    return True
 
 
 def _posts_of_words(
@@ -127,7 +148,7 @@ def _value(cell: str, column: str, found: dict[str, str]) -> Any:
     field = next((field for field, name in found.items() if name == column), None)
     if is_missing(cell):
         return None
-    if field not in _LISTS:
+    if field not in _LISTS and column not in REGION_FIELDS:
         return cell
     if cell.lstrip().startswith("[") and (value := json_or_python(cell)) is not None:
         return value

@@ -167,8 +167,8 @@ def test_two_runs_cannot_write_to_one_folder(raw, tmp_path):
     "extractor", ["grid", "{name: grid, rows: 1}", "{name: object-detection, model: facebook/detr-resnet-50}"]
 )
 def test_the_card_names_the_extractor_as_the_command_does(extractor):
-    assert prepare_dataset._regions_note(extractor) == f"Extractor: `{extractor}`."
-    assert prepare_dataset._regions_note("a/b/regions.jsonl") == "From the file `regions.jsonl`."
+    assert prepare_dataset._regions_note(extractor, False) == f"Extractor: `{extractor}`."
+    assert prepare_dataset._regions_note("a/b/regions.jsonl", False) == "From the file `regions.jsonl`."
 
 
 def test_the_card_counts(raw, tmp_path):

@@ -281,6 +281,122 @@ def test_bulk_tagging_reads_the_same_posts(form, tmp_path, images):
         assert found[post["id"]] in (post["words"], post["text"], " ".join(post["words"]))
 
 
+TEXTS = ['Jordan, Amazon "park"', "two\nlines, here", "plain"]
+
+
+def test_a_table_of_texts_alone(tmp_path):
+    """As pandas writes it, with quotes; and as a list of lines, in which a quote is a quote."""
+    pandas.DataFrame({"text": TEXTS}).to_csv(tmp_path / "a.csv", index=False)
+    assert [post["text"] for post in read_posts(tmp_path / "a.csv")] == TEXTS
+    lines = ['"hi" she said', 'a "', "plain, or not"]
+    assert [post["text"] for post in read_posts(write(tmp_path / "b.csv", "\n".join(["text", *lines])))] == lines
+    lines = ["She", '"', "said", '"']
+    (post,) = read_posts(write(tmp_path / "c.csv", "\n".join(["word", *lines])))
+    assert post["tokens"] == lines
+
+
+def test_posts_of_a_table_that_share_an_id_stay_posts(tmp_path):
+    """They were read as the words of one post, a list a word."""
+    rows = [{"id": "a", "tokens": ["Carl", "won"], "ner_tags": ["B-PER", "O"]}] * 2
+    posts = read_posts(csv_of(tmp_path / "train.csv", rows))
+    assert [(post["id"], post["tokens"]) for post in posts] == [("a", ["Carl", "won"])] * 2
+
+
+# Rows that bring their regions
+
+
+WITH_BOXES = [
+    {"id": "p1", "tokens": ["Carl", "won"], "ner_tags": ["B-PER", "O"], "image": "images/p1.png",
+     "boxes": [[0, 0, 0.5, 1], [0.25, 0, 1, 1]], "box_labels": ["person", None], "box_scores": [0.5, 0.25]},
+    {"id": "p2", "tokens": ["no"], "ner_tags": ["O"], "image": "images/p2.png", "boxes": []},
+    {"id": "p3", "tokens": ["no"], "ner_tags": ["O"], "image": "images/p3.png", "boxes": None},
+]  # fmt: skip
+
+
+def csv_of(path: Path, rows: list[dict]) -> Path:
+    """A table of the rows, lists as JSON, `None` as an empty cell."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for row in rows:
+            cells = (row.get(column) for column in columns)
+            writer.writerow("" if cell is None else json.dumps(cell) if isinstance(cell, list) else cell for cell in cells)
+    return path
+
+
+FORMS_WITH_BOXES = {
+    "jsonl": lambda folder, rows: jsonl(folder / "train.jsonl", rows),
+    "json": lambda folder, rows: write(folder / "train.json", json.dumps(rows)),
+    "csv": lambda folder, rows: csv_of(folder / "train.csv", rows),
+}
+
+
+@pytest.mark.parametrize("form", FORMS_WITH_BOXES)
+def test_a_row_may_bring_its_boxes(form, tmp_path, images, caplog):
+    """They were left out without a word."""
+    path = FORMS_WITH_BOXES[form](tmp_path, WITH_BOXES)
+    beside = {"boxes": [[0, 0, 1, 1]], "box_labels": ["dog"], "box_scores": [1]}
+    jsonl(tmp_path / "regions.jsonl", [{"id": "p1"} | beside, {"id": "p3"} | beside])
+    own = {"boxes": [[0, 0, 0.5, 1], [0.25, 0, 1, 1]], "box_labels": ["person", ""], "box_scores": [0.5, 0.25]}
+    expected = [own, {"boxes": [], "box_labels": [], "box_scores": []}, beside]
+    rows = load_splits(str(path))[0]["train"]
+    assert [{name: row[name] for name in own} for row in rows] == expected, "its own go before those beside the file"
+    output = prepare_dataset.main(["--text", str(path), "--output", str(tmp_path / "prepared")])
+    prepared = load_splits(str(output))[0]["train"]
+    assert [{name: row[name] for name in own} for row in prepared] == expected
+    assert "From the file `regions.jsonl`. Posts that came with boxes keep their own." in (output / "README.md").read_text()
+    assert "not used" not in caplog.text
+
+
+@pytest.mark.parametrize("regions", [None, "{name: grid, rows: 1, columns: 1}"])
+def test_a_prepared_post_keeps_its_own_boxes(regions, tmp_path, images):
+    path = jsonl(tmp_path / "train.jsonl", WITH_BOXES)
+    more = ["--regions", regions] if regions else []
+    output = prepare_dataset.main(["--text", str(path), "--output", str(tmp_path / "prepared"), *more])
+    prepared = load_splits(str(output))[0]["train"]["boxes"]
+    assert prepared == [[[0, 0, 0.5, 1], [0.25, 0, 1, 1]], [], [[0, 0, 1, 1]] if regions else None]
+    note = "Posts that came with boxes keep their own." if regions else "Those that came with the posts; null where a post"
+    assert note in (output / "README.md").read_text()
+
+
+@pytest.mark.parametrize("form", FORMS_WITH_BOXES)
+def test_bulk_tagging_reads_the_boxes_of_a_row(form, tmp_path, images):
+    pytest.importorskip("ray", reason="bulk tagging needs the extra bulk")
+    from bulk.sources import open_data
+    from bulk.tagger import _parse
+
+    posts = open_data(str(FORMS_WITH_BOXES[form](tmp_path, WITH_BOXES)))
+    rows = [_parse(row, {}) for part in posts.parts for table in part() for row in table.to_pylist()]
+    assert [row["boxes"] for row in rows] == [[[0, 0, 0.5, 1], [0.25, 0, 1, 1]], [], None]
+    assert "boxes, box_labels, box_scores" in posts.notes[-1]
+
+
+@pytest.mark.parametrize("form", FORMS_WITH_BOXES)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"boxes": [[0, 0, 99, 99]]}, "field boxes, box 0: .*looks like pixels"),
+        ({"boxes": "left"}, "field boxes: expected a list, got 'left'"),
+        ({"box_labels": ["dog"]}, "field boxes: expected a list, got None"),
+    ],
+)
+def test_error_names_a_wrong_box(form, fields, message, tmp_path):
+    path = FORMS_WITH_BOXES[form](tmp_path, [{"id": "a", "tokens": ["no"], "ner_tags": ["O"]} | fields])
+    with pytest.raises(DataError, match=f"train.{form}, .*{message}"):
+        read_posts(path)
+
+
+def test_parquet_may_have_entities_that_count_words(tmp_path):
+    rows = [
+        {"tokens": ["Carl", "won"], "entities": [{"word_start": 0, "word_end": 1, "label": "PER"}]},
+        {"tokens": ["no", "one"], "entities": []},
+    ]
+    pandas.DataFrame(rows).to_parquet(tmp_path / "train.parquet")
+    data = load_splits(str(tmp_path / "train.parquet"))[0]["train"]
+    assert [labels for _, _, labels in rows_of(data)] == [["B-PER", "O"], ["O", "O"]]
+
+
 # What is chosen, changed or left out is said
 
 

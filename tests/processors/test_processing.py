@@ -160,13 +160,16 @@ def test_images_and_regions_of_a_mixed_batch():
     assert "pixel_values" not in processor(text=["a", "b"], images=[None, None])
 
 
-def test_the_best_regions_are_kept_in_their_order():
+def test_the_best_regions_are_kept_in_their_order(caplog):
     processor = make_processor(region_config={"name": "precomputed", "max_regions": 2})
     boxes = [[0, 0, 0.1, 0.1], [0, 0, 0.2, 0.2], [0, 0, 0.3, 0.3]]
+    processor.extract_regions([Image.new("RGB", (4, 4))], [boxes[:2]])
+    assert not caplog.text
     (regions,) = processor.extract_regions([Image.new("RGB", (4, 4))], [boxes], None, [[0.5, 0.1, 0.9]])
     assert regions == {"boxes": [boxes[0], boxes[2]], "box_labels": ["", ""], "box_scores": [0.5, 0.9]}
     many = processor.extract_regions([Image.new("RGB", (4, 4))], [[[0, 0, 1, 1]] * 10_000])
     assert len(many[0]["boxes"]) == 2
+    assert caplog.text.count("a post comes with more boxes than max_regions of region_config (2)") == 1
 
 
 def test_the_default_regions_are_anchors_that_cover_the_boxes_of_people():
