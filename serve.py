@@ -28,7 +28,7 @@ try:
     from fastapi_offline import FastAPIOffline
     from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 except ImportError as error:
-    raise SystemExit(f"serve.py needs the extra serve ({error}): pip install 'hamlearning[serve]'") from error
+    raise SystemExit(f"serve.py needs the extra serve ({error}): pip install -e '.[serve]' in the checkout") from error
 
 from processors.fetching import fetch
 

@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from training.checkpoints import (
     last_complete_checkpoint,
     reserve,
 )
-from training.collator import MnerCollator
+from training.collator import ImagesLostError, MnerCollator
 from training.curves import plot_curves
 from training.errors import confusion_markdown, write_errors
 from training.labels import add_labels, match_labels
@@ -48,7 +49,7 @@ from training.metric import ComputeMnerMetrics
 from training.search import search_hyperparameters
 from training.seeds import run_seeds
 from training.settings import run_settings
-from training.trainer import MnerTrainer
+from training.trainer import MnerTrainer, NotFiniteError
 from training.vision_cache import VisionCache
 
 logger = logging.getLogger("train")
@@ -124,7 +125,7 @@ def cli():
     """Entry point of the command line: one line for each error that the user can mend."""
     try:
         main()
-    except (ValueError, OSError, yaml.YAMLError) as error:
+    except (ValueError, OSError, yaml.YAMLError, NotFiniteError, ImagesLostError) as error:
         if logging.root.isEnabledFor(logging.DEBUG):
             raise  # `--log_level debug` shows where
         sys.exit(f"train: {' '.join(str(error).split())}")
@@ -153,6 +154,12 @@ def _check_task(model: ModelArguments, arguments: MnerTrainingArguments):
         )
     if arguments.hyperparameter_search is not None and arguments.world_size > 1:
         raise ValueError(f"--hyperparameter_search runs on one process: expected 1, got {arguments.world_size}")
+    for option, value, package, extra in (
+        ("hyperparameter_search", arguments.hyperparameter_search, "optuna", "search"),
+        ("lora_rank", model.lora_rank, "peft", "lora"),
+    ):
+        if value is not None and find_spec(package) is None:
+            raise ValueError(f"--{option} needs the package {package}: pip install -e '.[{extra}]' in the checkout")
     if model.lora_rank is not None and model.model is None and (model.text == FROM_SCRATCH or not model.text_pretrained):
         raise ValueError("--lora_rank keeps the text encoder's own weights: expected a pretrained one, got one from scratch")
     if arguments.seeds is not None:

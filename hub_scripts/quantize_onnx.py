@@ -20,7 +20,7 @@ try:
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quant_pre_process, quantize_dynamic, quantize_static
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 except ImportError as error:
-    raise SystemExit(f"export_onnx needs the extra onnx ({error}): pip install 'hamlearning[onnx]'") from error
+    raise SystemExit(f"export_onnx needs the extra onnx ({error}): pip install -e '.[onnx]' in the checkout") from error
 
 # How many numbers along a matrix row share one scale, and onnxruntime's code for 8-bit by 8-bit products.
 BLOCK_SIZE, INT8_ACCURACY_LEVEL = 128, 4

@@ -367,6 +367,8 @@ def _standard_columns(data: Dataset, name: str, split: str, column_names: Mappin
     data = data.rename_columns({column: field for field, column in found.items() if column != field})
     if "id" not in found:
         data = data.add_column("id", [f"{split}-{number}" for number in range(1, len(data) + 1)])
+    elif "int" in getattr(data.features["id"], "dtype", ""):
+        data = data.cast_column("id", Value("string"))
     # Where a row has both, labels of words go before spans, as in label files.
     has_spans_of_words = "tokens" in found and "entities" in found and "ner_tags" not in found
     if "tokens" not in found and "text" in found or has_spans_of_words:

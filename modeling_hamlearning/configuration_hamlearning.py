@@ -77,17 +77,19 @@ class HamLearningConfig(PreTrainedConfig):
         self.text_config = _as_config(self.text_config, "bert")
         self.vision_config = _as_config(self.vision_config, "timm_backbone", backbone="resnet50")
         self.fusion_intermediate_size = self.fusion_intermediate_size or 2 * self.fusion_size
+        for name in ("fusion_size", "fusion_intermediate_size", "fusion_attention_heads", "num_iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a whole number of at least 1, got {getattr(self, name)}")
         if self.fusion_size % self.fusion_attention_heads:
             raise ValueError(
                 f"fusion_size: expected a multiple of fusion_attention_heads ({self.fusion_attention_heads}), "
                 f"got {self.fusion_size}"
             )
-        if self.num_iterations < 1:
-            raise ValueError(f"num_iterations: expected a whole number of at least 1, got {self.num_iterations}")
         if not 0 <= self.min_entity_score < 1:
             raise ValueError(f"min_entity_score: expected a probability from 0 to below 1, got {self.min_entity_score}")
-        if not 0 <= self.image_dropout <= 1:
-            raise ValueError(f"image_dropout: expected a share from 0 to 1, got {self.image_dropout}")
+        for name in ("image_dropout", "fusion_dropout", "classifier_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
         for name in ("relevance_loss_weight", "grounding_loss_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")

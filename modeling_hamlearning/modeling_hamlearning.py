@@ -339,10 +339,11 @@ class HamLearningPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As every model's, with three checks: weights of an older layout, labels of another order, aligned memory.
+        """As every model's, with four checks: weights of an older layout, low-rank adapters, labels of another order, aligned
+        memory.
 
         Raises:
-            ValueError: the checkpoint was saved by version 0.1, whose parts had other names.
+            ValueError: the checkpoint was saved by version 0.1, whose parts had other names, or holds low-rank adapters.
         """
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs | {"output_loading_info": True})
         model, info = loaded
@@ -350,6 +351,11 @@ class HamLearningPreTrainedModel(PreTrainedModel):
             raise ValueError(
                 f"{pretrained_model_name_or_path} was saved by HamLearning 0.1, whose model was another one: train it again, or "
                 "load it with the code that lies beside it (AutoModel….from_pretrained(…, trust_remote_code=True))"
+            )
+        if any(".lora_" in name for name in info["unexpected_keys"]):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds low-rank adapters beside the text encoder's own weights: it is a "
+                "checkpoint to go on from (--resume_from_checkpoint); the model that the training ends with has them merged"
             )
         if {"config", "id2label", "label2id"} & set(kwargs) or args:
             _warn_of_other_labels(model.config, pretrained_model_name_or_path, kwargs)
@@ -675,7 +681,11 @@ class HamLearningForTokenClassification(HamLearningPreTrainedModel):
         model.load_vision(vision_weights, vision_pretrained)
         if attn_implementation is not None:
             model.set_attn_implementation(attn_implementation)
-        return model if dtype is None else model.to(dtype)
+        if dtype is not None:
+            for name, part in model.named_children():
+                if name not in cls._keep_in_fp32_modules_strict:
+                    part.to(dtype)
+        return model
 
     def load_vision(self, weights: str | None = None, pretrained: bool = True):
         """Load the vision backbone's weights: from a safetensors file or folder with timm's names, or timm's own."""

@@ -634,9 +634,9 @@ def conll_lines(words: list[str], *labels: list[str]) -> str:
     return "".join("\t".join(columns) + "\n" for columns in zip(safe, *labels, strict=True))
 
 
-def conll_post(post_id: str, words: list[str], *labels: list[str]) -> str:
+def conll_post(post_id: str | int, words: list[str], *labels: list[str]) -> str:
     """A post as a file in CoNLL format has it: its id, the lines of [`conll_lines`], an empty line."""
-    return f"IMGID:{' '.join(post_id.split())}\n{conll_lines(words, *labels)}\n"
+    return f"IMGID:{' '.join(str(post_id).split())}\n{conll_lines(words, *labels)}\n"
 
 
 def _warn_of_ignored_fields(posts: list, known: set[str]):

@@ -293,6 +293,8 @@ def test_low_rank_adapters_are_merged_into_the_saved_model(stand_ins, tmp_path):
     assert all(torch.linalg.matrix_rank(changes[name], rtol=1e-3) <= 2 for name in changed)
     scored = run(tmp_path / "scores", "--do_train", "false", "--model", str(tmp_path), "--data_path", str(stand_ins / "data"))
     assert scored["eval_loss"] == pytest.approx(results["eval_loss"], rel=1e-4)
+    with pytest.raises(ValueError, match="checkpoint-2 holds low-rank adapters .*--resume_from_checkpoint"):
+        run(tmp_path / "other", "--do_train", "false", "--model", str(tmp_path / "checkpoint-2"))
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_posts(tmp_path, monkeypatch):

@@ -228,7 +228,7 @@ def _kinds(hint: Any) -> set[Any]:
 
 
 def _check_kind(name: str, value: Any, hint: Any):
-    """Raises `ValueError` for text in place of a number or of true and false, which the dataclasses would take as it is."""
+    """Raises `ValueError` for a value of another kind than the argument has, which the dataclasses would take as it is."""
     kinds = _kinds(hint)
     is_bool, is_number = isinstance(value, bool), isinstance(value, int | float) and not isinstance(value, bool)
     if value is None and type(None) in kinds:
@@ -240,6 +240,10 @@ def _check_kind(name: str, value: Any, hint: Any):
         expected = None if is_number and value == int(value) else "a whole number"
     elif kinds <= {int, float}:
         expected = None if is_number else "a number"
+    elif {get_origin(kind) for kind in kinds} == {list} and name != "seeds":  # train.py says what is wrong with those
+        expected = None if isinstance(value, list) else "a list"
+    elif {get_origin(kind) for kind in kinds} == {dict} and name != "region_config":  # may also be a name or a list
+        expected = None if isinstance(value, dict) else "a dictionary"
     else:
         return
     if expected:
@@ -265,7 +269,7 @@ def merge_config_and_cli(arguments: list[str]) -> dict[str, Any]:
         key = name.replace("-", "_")
         read = [_parse_value(key, text) for text in texts]
         overrides[key] = True if not read else read[0] if len(read) == 1 else read
-        if isinstance(values.get(key), list) and not isinstance(overrides[key], list):
+        if isinstance(values.get(key), list) and not isinstance(overrides[key], list | dict | None):
             overrides[key] = [overrides[key]]
     for key, value in overrides.items():
         # The options of another region extractor replace those of the file.

@@ -47,17 +47,20 @@ def build(
         if has_entity_boxes and not model.config.has_grounding:
             logger.warning("the model of %s has no grounding head: it does not learn from entity_boxes", arguments.model)
         return model, processor
-    known = _fields(HamLearningConfig) - MADE_BY_BUILD | {"dtype", "attn_implementation"}
+    known = _fields(HamLearningConfig) - MADE_BY_BUILD | {"attn_implementation"}
     check_keys("model_config", arguments.model_config, known)
     if arguments.text != FROM_SCRATCH:
         for name in ("text_config", "tokenizer_config"):
             if getattr(arguments, name):
                 logger.warning("%s is not used: it is for text: %s, got text: %s", name, FROM_SCRATCH, arguments.text)
+    elif arguments.tokenizer:
+        logger.warning("tokenizer is not used: text: %s makes its own of the training posts' words", FROM_SCRATCH)
     if arguments.text == FROM_SCRATCH:
         words = (word for tokens in data["train"]["tokens"] for word in tokens)
         regions = data["train"]["box_labels"] if "box_labels" in data["train"].column_names else []
         label_words = (word for labels in regions for label in labels or [] for word in label.split())
-        check_keys("tokenizer_config", arguments.tokenizer_config, set(signature(build_tokenizer).parameters) - {"words"})
+        known = set(signature(build_tokenizer).parameters) - {"words"}
+        check_keys("tokenizer_config", arguments.tokenizer_config, known)
         tokenizer = build_tokenizer([*words, *label_words], **arguments.tokenizer_config)
         special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "cls_token_id", "sep_token_id")}
         special |= {"bos_token_id": special["cls_token_id"], "eos_token_id": special["sep_token_id"]}
@@ -66,7 +69,6 @@ def build(
         known = _fields(CONFIG_MAPPING[shape["model_type"]]) - {"vocab_size", *special}
         check_keys("text_config", arguments.text_config, known | {"model_type"})
         text_config = AutoConfig.for_model(shape.pop("model_type"), vocab_size=len(tokenizer), **special, **shape)
-        tokenizer.model_max_length = text_config.max_position_embeddings
     else:
         folder = str(Path(arguments.text).parent) if arguments.text.endswith(".safetensors") else arguments.text
         tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer or folder, add_prefix_space=True)
@@ -74,11 +76,13 @@ def build(
             # BERTweet was trained on tweets with @USER, HTTPURL and :names_of_emoji: in place of what people wrote.
             tokenizer = BertweetTokenizer.from_pretrained(arguments.tokenizer or folder, normalization=True)
         text_config = AutoConfig.from_pretrained(folder)
+    positions = _num_positions(text_config)
+    if positions is not None:
         # Some encoders have fewer positions than their tokenizer says.
-        positions = getattr(text_config, "max_position_embeddings", tokenizer.model_max_length)
-        if text_config.model_type in ("roberta", "xlm-roberta", "camembert", "bertweet"):
-            positions -= text_config.pad_token_id + 1  # the first positions are those of the padding
-        tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+        is_own = arguments.text == FROM_SCRATCH
+        tokenizer.model_max_length = positions if is_own else min(tokenizer.model_max_length, positions)
+        if (arguments.max_length or 0) > positions:
+            raise ValueError(f"max_length: expected at most the {positions} positions of the encoder, got {arguments.max_length}")
     if ":" not in arguments.vision:  # a timm model on the Hub has an address
         check_keys("vision", [arguments.vision.split(".")[0]], set(timm.list_models()))
     is_pretrained = arguments.text != FROM_SCRATCH and arguments.text_pretrained
@@ -113,6 +117,14 @@ def build(
     # A decoder has no padding of its own; the model has to know the processor's.
     model.config.text_config.pad_token_id = tokenizer.pad_token_id
     return model, processor
+
+
+def _num_positions(text_config: PreTrainedConfig) -> int | None:
+    """How many sub-tokens the text encoder reads at once; `None` where it has no bound."""
+    positions = getattr(text_config, "max_position_embeddings", None)
+    if positions is not None and text_config.model_type in ("roberta", "xlm-roberta", "camembert", "bertweet"):
+        positions -= text_config.pad_token_id + 1  # the first positions are those of the padding
+    return positions
 
 
 def _has_entity_boxes(rows: Dataset) -> bool:

@@ -17,7 +17,7 @@ def add_lora(model: HamLearningForTokenClassification, rank: int):
         ImportError: PEFT is not installed.
     """
     if not is_peft_available():
-        raise ImportError("lora_rank needs PEFT: pip install 'hamlearning[lora]'")
+        raise ImportError("lora_rank needs PEFT: pip install -e '.[lora]' in the checkout")
     from peft import LoraConfig, get_peft_model
 
     # The scale is that of PEFT's own examples: twice the rank.

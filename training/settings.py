@@ -50,8 +50,10 @@ def run_settings(
         for name, value in training.to_dict().items()
         if name not in IRRELEVANT and not name.startswith(IRRELEVANT_PREFIXES)
     }
-    if training.load_best_model_at_end:
+    if training.load_best_model_at_end or training.save_strategy == "best":
         arguments |= {"save_strategy": training.save_strategy, "save_steps": training.save_steps}
+    if training.dataloader_drop_last:
+        arguments["dataloader_drop_last"] = True
     settings |= arguments | {"num_processes": training.world_size}
     settings["images"] = {split: images_hash(rows) for split, rows in splits.items()}
     settings["regions"] = {split: regions_hash(rows) for split, rows in splits.items()}

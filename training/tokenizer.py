@@ -12,7 +12,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def build_tokenizer(
-    words: Iterable[str], kind: str = "word", min_count: int = 2, lowercase: bool = True, max_length: int = 512
+    words: Iterable[str], kind: str = "word", min_count: int = 2, lowercase: bool = True
 ) -> PreTrainedTokenizerFast:
     """Make a tokenizer whose vocabulary is every word, or every character, that occurs at least `min_count` times.
 
@@ -49,5 +49,5 @@ def build_tokenizer(
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
-        model_max_length=max_length,
+        model_max_length=512,
     )

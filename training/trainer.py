@@ -331,7 +331,7 @@ class MnerTrainer(Trainer):
             process = f" on process {self.args.process_index}" if self.args.world_size > 1 else ""
             raise NotFiniteError(
                 f"the {'loss' if is_loss else 'gradient'} of step {self.state.global_step + 1} is not finite{process}; its "
-                f"posts: {', '.join(ids or ['?'])}. Look at these posts, lower the learning rate, or train in fp32."
+                f"posts: {', '.join(map(str, ids or ['?']))}. Look at these posts, lower the learning rate, or train in fp32."
             )
         return loss
 

@@ -1,4 +1,4 @@
-"""spaCy's binary files of annotated documents (`.spacy`). They need spaCy: `pip install "hamlearning[spacy]"`."""
+"""spaCy's binary files of annotated documents (`.spacy`). They need spaCy: `pip install -e '.[spacy]'`."""
 
 from __future__ import annotations
 

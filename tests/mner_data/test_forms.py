@@ -14,6 +14,7 @@ from PIL import Image
 from hub_scripts import prepare_dataset
 from mner_data.loading import dataset_labels, load_splits
 from mner_data.readers import DataError, read_posts, split_name
+from modeling_hamlearning.pipeline_mner import conll_post
 
 # Each with its entities as words: what stands between the brackets, with its type before the colon.
 MARKED = {
@@ -385,6 +386,13 @@ def test_error_names_a_wrong_box(form, fields, message, tmp_path):
     path = FORMS_WITH_BOXES[form](tmp_path, [{"id": "a", "tokens": ["no"], "ner_tags": ["O"]} | fields])
     with pytest.raises(DataError, match=f"train.{form}, .*{message}"):
         read_posts(path)
+
+
+def test_the_ids_of_parquet_may_be_whole_numbers(tmp_path):
+    """As text: what writes ids beside words took them for text already."""
+    pandas.DataFrame({"id": [7, 8], "tokens": [["a"]] * 2, "ner_tags": [["O"]] * 2}).to_parquet(tmp_path / "train.parquet")
+    assert list(load_splits(str(tmp_path / "train.parquet"))[0]["train"]["id"]) == ["7", "8"]
+    assert conll_post(7, ["a"], ["O"]) == "IMGID:7\na\tO\n\n"
 
 
 def test_parquet_may_have_entities_that_count_words(tmp_path):

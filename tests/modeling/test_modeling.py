@@ -158,8 +158,13 @@ def test_config_round_trip(tmp_path):
 def test_wrong_configurations_are_named():
     with pytest.raises(ValueError, match="fusion_size: expected a multiple of .*, got 30"):
         tiny_config(fusion_size=30)
-    with pytest.raises(ValueError, match="num_iterations"):
-        tiny_config(num_iterations=0)
+    for name in ("num_iterations", "fusion_attention_heads", "fusion_size", "fusion_intermediate_size"):
+        with pytest.raises(ValueError, match=f"{name}: expected a whole number of at least 1, got -1"):
+            tiny_config(**{name: -1})
+    with pytest.raises(ValueError, match="fusion_attention_heads: .*, got 0"):
+        tiny_config(fusion_attention_heads=0)
+    with pytest.raises(ValueError, match="fusion_dropout: expected a share from 0 to 1, got 2"):
+        tiny_config(fusion_dropout=2.0)
 
 
 def test_from_text_vision_pretrained_takes_the_encoders_weights(tmp_path):
@@ -188,6 +193,19 @@ def test_vision_weights_that_do_not_fit_are_refused(tmp_path):
         HamLearningForTokenClassification.from_text_vision_pretrained(
             str(tmp_path / "text"), "resnet10t", label_list=LABELS, vision_weights=str(tmp_path / "other.safetensors")
         )
+
+
+def test_a_model_made_in_bf16_decodes_very_many_types():
+    """Above 256, bf16 does not hold every id: the best path went on with another label."""
+    labels = ["O", *(f"{prefix}-T{number}" for number in range(300) for prefix in "BI")]
+    model = HamLearningForTokenClassification.from_text_vision_pretrained(
+        TEXT_CONFIGS["bert"], "resnet10t", label_list=labels, vision_pretrained=False,
+        fusion_size=32, fusion_attention_heads=4, dtype=torch.bfloat16,
+    )  # fmt: skip
+    assert model.dtype == torch.bfloat16 and {p.dtype for p in model.crf.parameters()} <= {torch.float32}
+    path = torch.tensor([[labels.index(label) for label in ("B-T200", "I-T200", "O")]])
+    emissions = 20.0 * torch.nn.functional.one_hot(path, len(labels)).float()
+    assert model.crf.decode(emissions, torch.ones(1, 3, dtype=torch.bool)) == path.tolist()
 
 
 def test_a_text_encoders_code_is_not_run_and_its_weights_are_no_pickle(tmp_path):

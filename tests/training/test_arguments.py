@@ -55,10 +55,24 @@ def test_text_stays_text_and_numbers_are_numbers(tmp_path):
     (["--seed", "true"], "seed: expected a whole number, got True"),
     (["--freeze_visoin"], "unknown key 'freeze_visoin'; did you mean 'freeze_vision'?"),
     (["--do_eval", "1"], "do_eval: expected true or false, got 1"),
+    (["--synthetic_posts", "100"], "synthetic_posts: expected a list, got 100"),
+    (["--text_config", "[1]"], "text_config: expected a dictionary, got [1]"),
+    (["--column_names", "words"], "column_names: expected a dictionary, got 'words'"),
 ])  # fmt: skip
 def test_a_value_of_the_wrong_kind_is_refused(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         parse_arguments(arguments)
+
+
+def test_a_list_of_the_file_gives_way_to_what_is_said_on_the_command_line(tmp_path):
+    """A value alone is a list of one; nothing, and the options of an extractor, are what they are."""
+    path = tmp_path / "c.yaml"
+    path.write_text("output_dir: x\nseeds: [1, 2]\nregion_config: [precomputed, anchors]\nsynthetic_posts: [9, 2]\n")
+    extractor = {"name": "grid", "max_regions": 36}
+    more = ["--seeds", "null", "--region_config", "{name: grid, max_regions: 36}", "--synthetic_posts", "7"]
+    model, data, training = parse_arguments([str(path), *more])
+    assert (training.seeds, model.region_config, data.synthetic_posts) == (None, extractor, [7])
+    assert parse_arguments([str(path)])[0].region_config == ["precomputed", "anchors"]
 
 
 REFUSED = {

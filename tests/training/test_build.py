@@ -33,6 +33,7 @@ def build_with(data, **arguments):
     ("text_config", {"model_type": "modernbert", "num_hidden_layer": 1}, "num_hidden_layers"),
     ("tokenizer_config", {"min_cuont": 1}, "min_count"),
     ("tokenizer_config", {"lower_case": True}, "lowercase"),
+    ("model_config", {"attn_implementaton": "sdpa"}, "attn_implementation"),
 ])  # fmt: skip
 def test_an_unknown_key_is_refused_with_the_nearest_one(data, name, keys, nearest):
     with pytest.raises(ValueError, match=f"^{name}: unknown key .*; did you mean '{nearest}'?"):
@@ -65,6 +66,25 @@ def test_known_keys_reach_the_model(data):
     )
     assert model.config.use_crf is False and model.config.min_entity_score == 0.25
     assert (model.config.text_config.model_type, model.config.text_config.num_hidden_layers) == ("modernbert", 2)
+
+
+SHORT = SMALL | {"max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize("model_type, positions", [("bert", 32), ("roberta", 31)])
+def test_a_window_of_text_fits_the_encoder(data, model_type, positions):
+    """The first positions of RoBERTa are those of the padding: a longer post ended training in the middle of an epoch."""
+    model, processor = build_with(data, text_config=SHORT | {"model_type": model_type})
+    assert processor.tokenizer.model_max_length == positions
+    inputs = processor(text=[["word"] * 100], return_tensors="pt")
+    assert inputs["input_ids"].shape[-1] == positions and model(**inputs).logits.shape[1] == 100
+    with pytest.raises(ValueError, match=f"max_length: expected at most the {positions} positions of the encoder, got 64"):
+        build_with(data, text_config=SHORT | {"model_type": model_type}, max_length=64)
+
+
+def test_a_tokenizer_that_is_not_used_is_said(data, caplog):
+    build_with(data, tokenizer="user/repo")
+    assert "tokenizer is not used: text: from_scratch makes its own" in caplog.text
 
 
 @pytest.mark.parametrize("frozen", [False, True])

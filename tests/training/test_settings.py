@@ -43,7 +43,8 @@ def differing(one: dict, other: dict) -> set[str]:
     ("seed", 7), ("data_seed", 3), ("learning_rate", 1e-3), ("head_learning_rate", 1e-3), ("vision_learning_rate", 1e-3),
     ("per_device_train_batch_size", 3), ("gradient_accumulation_steps", 2), ("num_train_epochs", 9), ("max_steps", 5),
     ("weight_decay", 0.5), ("lr_scheduler_type", "cosine"), ("warmup_steps", 0.2), ("max_grad_norm", 5.0), ("optim", "sgd"),
-    ("train_sampling_strategy", "random"), ("calibrate", True), ("bf16", True),
+    ("train_sampling_strategy", "random"), ("calibrate", True), ("bf16", True), ("dataloader_drop_last", True),
+    ("save_strategy", "best"),
 ])  # fmt: skip
 def test_what_changes_the_weights_is_part_of_a_run(posts, name, value):
     assert name in differing(settings(posts), settings(posts, **{name: value}))
