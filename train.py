@@ -21,7 +21,7 @@ from datasets import Dataset, DatasetDict
 from transformers import pipeline, set_seed
 
 from mner_data.files import atomic_write
-from mner_data.loading import check_images, dataset_labels, load_splits
+from mner_data.loading import check_images, count_images_without_regions, dataset_labels, load_splits
 from mner_data.options import warn_of_unused_options
 from mner_data.readers import DataError
 from mner_data.synthetic_posts import synthetic_splits
@@ -85,6 +85,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         is_main_process = training_arguments.process_index == 0
         return run_seeds(main, arguments, training_arguments.seeds, Path(training_arguments.output_dir), is_main_process)
     set_seed(training_arguments.seed)
+    of_card = [f"--{name}" for name in ("license", "language", "card_reference_scores") if getattr(data_arguments, name)]
+    if of_card and not training_arguments.do_train:
+        logger.warning("%s: not used, a card is written where a model is trained (--do_train)", ", ".join(of_card))
     reference_scores = read_reference_scores(data_arguments.card_reference_scores)
     folder = Path(training_arguments.output_dir)
     check_writable(folder)
@@ -101,7 +104,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     label_names = dataset_labels(next(iter(data.values())))
     metric = (training_arguments.metric_for_best_model or "").removeprefix("eval_")
     if metric.startswith("f1_"):
-        check_keys("metric_for_best_model", [metric], {"f1_strict", *(f"f1_{name[2:]}" for name in label_names if name != "O")})
+        # Only of these there is a score after every evaluation.
+        used = (
+            {label_names[tag] for tags in data["validation"]["ner_tags"] for tag in tags} if "validation" in data else label_names
+        )
+        check_keys("metric_for_best_model", [metric], {"f1_strict", *(f"f1_{name[2:]}" for name in used if name != "O")})
     if data_arguments.use_images:
         check_images(data)
     else:
@@ -201,6 +208,8 @@ def _run(
             "%d labels: the CRF scores %s pairs of them for each word, so training and tagging take long; "
             "model_config {use_crf: false} trains without these scores", len(label_names), f"{len(label_names) ** 2:,}",
         )  # fmt: skip
+    if training_arguments.do_train:
+        _warn_of_missing_regions(model, processor, data["train"])
     if training_arguments.hyperparameter_search is not None:
         best = _search(folder, model_arguments, training_arguments, data, label_names, processor)
         for name, value in best.items():
@@ -318,6 +327,8 @@ def _load_data(arguments: DataArguments) -> tuple[DatasetDict, dict[str, str]]:
         warn_of_unused_options(arguments)
         data, hashes = synthetic_splits(arguments.synthetic_posts), {}
     else:
+        if arguments.synthetic_posts != DataArguments().synthetic_posts:
+            logger.warning("--synthetic_posts: not used, the posts are those of --data_path %s", arguments.data_path)
         data, hashes = load_splits(
             arguments.data_path,
             arguments.image_dir,
@@ -346,6 +357,18 @@ def _add_new_types(model: HamLearningForTokenClassification, data: DatasetDict, 
     ):
         if types:
             logger.warning("%s: %s", what, ", ".join(sorted(types)))
+
+
+def _warn_of_missing_regions(model: HamLearningForTokenClassification, processor: HamLearningProcessor, rows: Dataset):
+    """Say how many training posts have no regions because none come with them and the model is told to find none."""
+    if processor.region_config["name"] != "precomputed" or set(model.config.levels) <= {"global"}:
+        return
+    if count := count_images_without_regions(rows):
+        logger.warning(
+            "%d of %d training posts have an image but bring no boxes, and region_config {name: precomputed} finds none: their "
+            "regions are left out. {name: anchors} finds some, ['precomputed', 'anchors'] adds them to those that posts bring",
+            count, len(rows),
+        )  # fmt: skip
 
 
 def _without_images(rows: Dataset) -> Dataset:
@@ -450,7 +473,11 @@ def _write_card(
             f"{results['images_unreadable']} of {tried} times an image could not be read during this run; the "
             "post was then read by its text alone."
         )
-    is_best = trainer.args.load_best_model_at_end
+    checkpoint = "checkpoint of the last epoch"
+    if trainer.args.load_best_model_at_end:
+        metric = (trainer.args.metric_for_best_model or "loss").removeprefix("eval_")
+        checkpoint = f"checkpoint with the best {'F1' if metric == 'f1' else metric} there"
+    config = trainer.accelerator.unwrap_model(trainer.model).config
     write_card(
         folder,
         model_name=trainer.args.hub_model_id or folder.name,
@@ -461,11 +488,12 @@ def _write_card(
         labels=label_names,
         base_models=[base] if _on_the_hub(base) else [],
         references=references | reference_scores,
-        checkpoint="checkpoint with the best F1 there" if is_best else "checkpoint of the last epoch",
+        checkpoint=checkpoint,
         notes=notes,
         test_metrics=_with_prefix(results, "test_") if "test_f1" in results else None,
         confusion=confusion_markdown(results["eval_confusion"]) if "eval_confusion" in results else "",
-        is_grounded=trainer.accelerator.unwrap_model(trainer.model).config.has_grounding,
+        levels=config.levels,
+        is_grounded=config.has_grounding,
         license=data_arguments.license,
         language=data_arguments.language,
         dataset=_on_the_hub(data_arguments.data_path),

@@ -84,7 +84,9 @@ def _complete_card(path: Path, repo_id: str, ner: Pipeline):
     """Put the repo's name and examples of the model's output into the card."""
     card = ModelCard.load(path)
     old_name = card.text.strip().splitlines()[0].removeprefix("# ").strip()
-    card.text = card.text.replace(f'model="{old_name}"', f'model="{repo_id}"')
+    card.text = card.text.replace(f'model="{old_name}"', f'model="{repo_id}"').replace(f"# {old_name}\n", f"# {repo_id}\n", 1)
+    if card.data.model_name is not None:
+        card.data.model_name = repo_id
     texts = [post["text"] for post in reference_posts()]
     examples = [
         {

@@ -298,6 +298,16 @@ def check_images(data: DatasetDict):
             )
 
 
+def count_images_without_regions(rows: Dataset) -> int:
+    """How many posts have an image and bring no regions; an empty list of boxes brings that there are none."""
+    if "image" not in rows.column_names:
+        return 0
+    if "boxes" not in rows.column_names:
+        rows = rows.add_column("boxes", [None] * len(rows), feature=List(List(Value("float32"))))
+    batches = rows.select_columns(["image", "boxes"]).with_format("arrow").iter(ROWS_AT_ONCE)
+    return sum(pc.sum(pc.and_(pc.is_valid(batch["image"]), pc.is_null(batch["boxes"]))).as_py() or 0 for batch in batches)
+
+
 def _has_images(batch: pa.Table) -> bool:
     """Whether a row of the batch holds or names an image."""
     if not batch.column_names:

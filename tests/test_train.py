@@ -219,7 +219,14 @@ def test_the_best_checkpoint_can_be_the_best_one_at_a_type(tmp_path):
                "--save_steps", "1", "--load_best_model_at_end", "--synthetic_posts", "[16, 8, 8]")  # fmt: skip
     with pytest.raises(ValueError, match="metric_for_best_model: unknown key 'f1_LCO'; did you mean 'f1_LOC'?"):
         run(tmp_path / "refused", *options, "--metric_for_best_model", "f1_LCO")
+    (tmp_path / "data").mkdir()
+    data = conll(tmp_path / "data", "PER")
+    (data / "valid.txt").write_text("IMGID:v\nJordan\tB-PER\n")
+    own = (*options, "--data_path", str(data), "--use_images", "false")
+    with pytest.raises(ValueError, match="metric_for_best_model: unknown key 'f1_LOC'; did you mean"):  # no score of it at a time
+        run(tmp_path / "refused", *own, "--metric_for_best_model", "f1_LOC")
     run(tmp_path, *options, "--metric_for_best_model", "f1_LOC")
+    assert "checkpoint with the best f1_LOC there" in (tmp_path / "README.md").read_text()
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     assert state["best_metric"] == max(entry["eval_f1_LOC"] for entry in state["log_history"] if "eval_f1_LOC" in entry)
 

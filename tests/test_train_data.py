@@ -14,8 +14,10 @@ import predict
 import train
 from mner_data.loading import check_images, load_splits
 from mner_data.readers import DataError
+from tests.processors.test_processing import make_processor
 from tests.test_train import run
-from training.arguments import parse_arguments
+from training.arguments import ModelArguments, parse_arguments
+from training.build import load_trained
 
 ROOT = Path(__file__).resolve().parents[1]
 CONLL = "IMGID:a\nJordan\tB-PER\nwins\tO\n\nIMGID:b\nIn\tO\nYork\tB-LOC\n"
@@ -90,6 +92,33 @@ def test_options_that_synthetic_posts_do_not_use_are_named(caplog):
     caplog.clear()
     train._load_data(parse_arguments(["--synthetic_posts", "[2, 2, 2]"])[1])
     assert "not used" not in caplog.text
+
+
+def test_options_that_own_posts_do_not_use_are_named(tmp_path, caplog):
+    path = write(tmp_path / "train.txt", CONLL)
+    train._load_data(parse_arguments(["--synthetic_posts", "[2, 2, 2]", "--data_path", str(path)])[1])
+    assert f"--synthetic_posts: not used, the posts are those of --data_path {path}" in caplog.text
+
+
+def test_training_posts_without_regions_are_counted(saved_model, tmp_path, caplog):
+    """A model that finds no regions itself was trained without any, and nobody said so."""
+    model, _ = load_trained(ModelArguments(model=str(saved_model)))
+    precomputed = make_processor(region_config="precomputed")
+    rows = [
+        {"id": "a", "image": "a.png", "boxes": [[0, 0, 1, 1]]}, {"id": "b", "image": "b.png"}, {"id": "c"},
+        {"id": "d", "image": "d.png", "boxes": []},
+    ]  # fmt: skip
+    for kept, count in ((rows, 1), ([rows[0]], 0), ([rows[1], rows[2]], 1)):
+        path = write(tmp_path / "train.jsonl", "\n".join(json.dumps(row | {"tokens": ["a"], "ner_tags": ["O"]}) for row in kept))
+        for name in "abd":
+            Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+        data = load_splits(str(path))[0]["train"]
+        caplog.clear()
+        train._warn_of_missing_regions(model, precomputed, data)
+        assert (f"{count} of {len(kept)} training posts have an image but bring no boxes" in caplog.text) == bool(count)
+        caplog.clear()
+        train._warn_of_missing_regions(model, make_processor(region_config="anchors"), data)
+        assert not caplog.text
 
 
 def test_texts_alone_are_scored_without_a_word_of_options_that_nobody_gave(saved_model, tmp_path, caplog):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mner_data.files import markdown_table
+from modeling_hamlearning.configuration_hamlearning import LEVELS
 
 CONVENTIONS = {"default seqeval": "f1", "strict IOB2": "f1_strict"}
 # The row of the table of scores that says what the images are worth: the trained model without them.
@@ -37,6 +39,7 @@ def write_card(
     notes: list[str] | None = None,
     test_metrics: dict[str, Any] | None = None,
     confusion: str = "",
+    levels: Sequence[str] = LEVELS,
     is_grounded: bool = False,
     license: str | None = None,
     language: str | None = None,
@@ -53,6 +56,7 @@ def write_card(
         notes: sentences about the training, such as how many images could not be read.
         test_metrics: the same as `metrics`, of the test split.
         confusion: the validation split's table of types, in Markdown; its picture lies beside the card.
+        levels: of the image that the model reads; a model of the text alone has none.
         is_grounded: whether the model has a grounding head.
         license: the Hub's identifier of the model's licence; "unknown" there where nobody said.
         language: code of the posts' language.
@@ -100,10 +104,11 @@ def write_card(
         scores=scores_table(metrics, types, references),
         test_scores=scores_table(test_metrics, types, {}) if test_metrics else "",
         confusion=confusion,
-        region_meaning="which region of the image shows it, or\nthat none does"
-        if is_grounded
-        else "which region of the\nimage its words attended to",
-        region_limit="takes for the entity" if is_grounded else "attended to",
+        reads_images=bool(levels),
+        has_regions=any(level != "global" for level in levels),
+        is_grounded=is_grounded,
+        without_images=WITHOUT_IMAGES in references,
+        other_references=bool(set(references) - {WITHOUT_IMAGES}),
         hashes="\n".join(f"- {split}: `{value}`" for split, value in data_hashes.items()) or "- generated",
         settings=yaml.safe_dump(settings, sort_keys=True, allow_unicode=True).strip(),
         notes="\n\n".join(notes or []),

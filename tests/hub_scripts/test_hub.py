@@ -110,6 +110,7 @@ def test_the_card_shows_what_the_model_finds(repo):
         entities = [f"{entity['word']}: {entity['entity_group']}" for entity in ner(example["text"])]
         assert [item["label"] for item in example["output"]] == entities and entities
     assert card.data.license == "unknown" and 'pipeline("mner", model="user/tiny"' in card.text
+    assert card.text.strip().startswith("# user/tiny\n")
 
 
 def test_a_folder_that_was_never_pushed_is_not_compared(copy, first_run):
@@ -490,6 +491,7 @@ def test_the_trainers_own_push_leaves_a_repo_that_loads(hub, tmp_path):
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
     card = files["README.md"].decode()
     assert 'pipeline("mner", model="user/trained"' in card and "model-index" in card
+    assert "\n# user/trained\n" in card and "- name: user/trained\n" in card, "the page has the repo's name, not the folder's"
     (tmp_path / "stranger.py").write_text(STRANGER)
     run(hub, tmp_path / "b", "stranger.py", "user/trained", token=None, cwd=tmp_path)
 

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from training import card
-from training.card import read_reference_scores, template_path, write_card
+from training.card import WITHOUT_IMAGES, read_reference_scores, template_path, write_card
 
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 SCORES = {"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "gold_total": 4}
@@ -75,6 +75,18 @@ def test_the_template_of_an_installed_package_comes_first(tmp_path, monkeypatch)
     assert importlib.resources.files("training") != tmp_path
     write_card(tmp_path, "tiny", "data", {}, {}, {}, LABELS, [])
     assert "from the package" in (tmp_path / "README.md").read_text()
+
+
+def test_a_model_of_the_text_alone_claims_nothing_of_images(tmp_path):
+    write_card(tmp_path, "tiny", "data", {}, METRICS, {}, LABELS, [], levels=())
+    text = (tmp_path / "README.md").read_text()
+    assert 'ner("Jordan is back' in text and "an image that comes with a post is not read" in text
+    assert not any(claim in text for claim in ("region", "relevan", "without the images", '"image":', "mislead", "italics"))
+    write_card(tmp_path, "tiny", "data", {}, METRICS, {}, LABELS, [], {WITHOUT_IMAGES: METRICS}, levels=("global",))
+    text = (tmp_path / "README.md").read_text()
+    assert "region" not in text and "how relevant each level" in text
+    assert "The row without the images is this model" in text and "italics" not in text
+    assert "\n\n\n\n" not in text, "what is left out leaves no hole"
 
 
 def test_grounding_scores_are_in_the_card_of_a_grounded_model(tmp_path):
