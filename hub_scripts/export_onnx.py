@@ -106,7 +106,8 @@ class TaggerGraph(nn.Module):
 
     def _without_image(self, words: Tensor, word_mask: Tensor, *image_inputs: Tensor) -> tuple[Tensor, ...]:
         num_posts, num_words = word_mask.shape
-        num_regions = image_inputs[-1].shape[1]
+        # Both branches have the same shapes: the other one gives no attention to regions that no level of the model holds.
+        num_regions = 0 if self.head.config.levels == ("global",) else image_inputs[-1].shape[1]
         nothing = (
             words.clone(),
             words.new_zeros(num_posts, len(LEVELS)),

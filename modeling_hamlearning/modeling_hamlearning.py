@@ -310,7 +310,7 @@ class HamLearningImageBranch(nn.Module):
         parts = attention.split([mask.shape[1] for _, mask in memories.values()], dim=-1)
         region_parts = [part for level, part in zip(memories, parts, strict=True) if level != "global"]
         if not region_parts:
-            return attention[0, ..., :0]
+            return attention.new_zeros(*attention.shape[1:-1], 0)
         total = sum(region_parts)
         share = total / total.sum(-1, keepdim=True).clamp(min=torch.finfo(total.dtype).tiny)
         return share.mean(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from .configuration_hamlearning import HamLearningConfig
@@ -40,6 +40,9 @@ class HamLearningOnnxForTokenClassification(HamLearningForTokenClassification):
     def __init__(self, config: HamLearningOnnxConfig):
         HamLearningPreTrainedModel.__init__(self, config)
         self.crf = HamLearningCRF(config.label_names, learned=config.use_crf)
+        if not config.use_crf:
+            # transformers neither saves nor loads a model without a parameter, and takes its dtype and device from one.
+            self.placeholder = nn.Parameter(torch.zeros(1), requires_grad=False)
         self.post_init()
 
     @classmethod
@@ -110,6 +113,9 @@ class HamLearningOnnxForTokenClassification(HamLearningForTokenClassification):
             for graph_input in self.tagger.get_inputs()
         }
         logits, relevance, attention, *grounding = (torch.from_numpy(out).to(device) for out in self.tagger.run(None, feed))
+        if self.config.levels == ("global",) and not has_image.any():
+            # A graph's shape may not depend on whether any post has an image, as the model's does where no level holds regions.
+            attention = attention.new_zeros(*attention.shape[:2], num_regions)
         return HamLearningTokenClassifierOutput(
             logits=logits, relevance=relevance, word_region_attention=attention, grounding_scores=next(iter(grounding), None)
         )
