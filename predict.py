@@ -64,6 +64,9 @@ ROOT = Path(__file__).resolve().parent
 OTHER_CPUS = 3
 # A post that kills its worker every time ends the run. Ray's default is to try again for ever.
 RETRIES = 5
+# The files that decide what a model says: settings and code, weights, and what tokenizers keep beside them. Its card, and what
+# training leaves there, do not.
+MODEL_SUFFIXES = (".json", ".py", ".safetensors", ".bin", ".onnx", ".data", ".txt", ".model", ".codes", ".tokenizer")
 
 
 def main(arguments: list[str] | None = None) -> Path:
@@ -240,7 +243,7 @@ def _model(name: str, revision: str | None) -> tuple[str | None, str]:
         raise DataError(f"--model: expected a saved model, got a folder without config.json: {name}")
     hashes = []
     for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".py", ".safetensors", ".txt", ".model"):
+        if file.suffix in MODEL_SUFFIXES:
             with open(file, "rb") as opened:
                 hashes.append((file.name, hashlib.file_digest(opened, "sha256").hexdigest()))
     return None, fingerprint_of(hashes)

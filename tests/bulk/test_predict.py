@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -77,6 +78,26 @@ def test_wrong_ids_leave_nothing_that_stands_in_the_way(tmp_path, model):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["_lock", "_predict.json"]
     (tmp_path / "posts.jsonl").write_text("")
     with pytest.raises(DataError, match="holds no posts"):
+        main(command)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.onnx", "model.onnx.data", "bpe.codes"])
+def test_a_run_does_not_go_on_with_a_model_whose_files_were_replaced(tmp_path, monkeypatch, capsys, name):
+    """As an export with --int8 into the folder of one without does; a new card changes nothing."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / name).write_bytes(b"one")
+    (tmp_path / "posts.jsonl").write_text('{"id": "a", "text": "a"}\n')
+    command = ["--model", str(folder), "--data", str(tmp_path / "posts.jsonl"), "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(predict, "_ray", nullcontext)
+    monkeypatch.setattr(predict, "_run", lambda options, output, *_: (output / "data").mkdir())
+    main(command)
+    (folder / "README.md").write_text("A card")
+    main(command)
+    assert "nothing to do" in capsys.readouterr().out
+    (folder / name).write_bytes(b"two")
+    with pytest.raises(OutputError, match=r"another run \(model differ\)"):
         main(command)
 
 
