@@ -243,7 +243,7 @@ def _model(name: str, revision: str | None) -> tuple[str | None, str]:
         raise DataError(f"--model: expected a saved model, got a folder without config.json: {name}")
     hashes = []
     for file in sorted(folder.iterdir()):
-        if file.suffix in MODEL_SUFFIXES:
+        if file.suffix in MODEL_SUFFIXES and file.name != "training_args.bin":
             with open(file, "rb") as opened:
                 hashes.append((file.name, hashlib.file_digest(opened, "sha256").hexdigest()))
     return None, fingerprint_of(hashes)

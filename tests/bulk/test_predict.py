@@ -94,6 +94,7 @@ def test_a_run_does_not_go_on_with_a_model_whose_files_were_replaced(tmp_path, m
     monkeypatch.setattr(predict, "_run", lambda options, output, *_: (output / "data").mkdir())
     main(command)
     (folder / "README.md").write_text("A card")
+    (folder / "training_args.bin").write_bytes(b"of the training")
     main(command)
     assert "nothing to do" in capsys.readouterr().out
     (folder / name).write_bytes(b"two")
