@@ -63,22 +63,26 @@ class PreparedImage(NamedTuple):
     image: Image.Image | None
 
 
+ImageKey = tuple[str, tuple[int, int] | None]
+"""A hash of a file, and the least height and width that it was decoded for; or of an image's pixels, and its original's size."""
+
+
 class ImageCache:
     """The last images of a stream, so that an equal one is neither decoded nor encoded again. Threads may share it."""
 
     def __init__(self, max_entries: int = CACHED_IMAGES):
         self.max_entries = max_entries
-        self.entries: OrderedDict[str, StreamImage] = OrderedDict()
+        self.entries: OrderedDict[ImageKey, StreamImage] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: str | None) -> StreamImage | None:
-        """The image whose content has this key, if it is one of the last."""
+    def get(self, key: ImageKey | None) -> StreamImage | None:
+        """The image with this key, if it is one of the last."""
         with self._lock:
             if key in self.entries:
                 self.entries.move_to_end(key)
             return self.entries.get(key)
 
-    def add(self, key: str, image: StreamImage) -> StreamImage:
+    def add(self, key: ImageKey, image: StreamImage) -> StreamImage:
         """The image, or the one that another thread added under the same key meanwhile."""
         with self._lock:
             image = self.entries.setdefault(key, image)
@@ -448,14 +452,19 @@ class MnerPipeline(Pipeline):
         return post if isinstance(post["image"], Image.Image) else threads.submit(self._open, post, cache)
 
     def _open(self, post: dict[str, Any], cache: ImageCache) -> PreparedImage:
-        source, key = self.processor.read_source(post["image"], post["where"], allow_urls=True)
-        needs_image, shared = self.processor.needs_image(post["boxes"]), cache.get(key)
+        source, content = self.processor.read_source(post["image"], post["where"], allow_urls=True)
+        needs_image = self.processor.needs_image(post["boxes"])
+        # A detector may need a file larger than the model does, and then the model's pixels differ a little as well.
+        key = content and (content, self.processor.target_size(post["boxes"]))
+        shared = cache.get(key)
         if shared is not None and not needs_image:
             return PreparedImage(shared, None)
         (image,), (size,) = self.processor.load_reduced_images([source], names=[post["where"]], boxes=[post["boxes"]])
         if shared is None:
             pixels = self.processor.image_processor(images=[image], return_tensors="pt")["pixel_values"][0]
-            shared = cache.add(key or hashlib.sha256(pixels.numpy().tobytes()).hexdigest(), StreamImage(size, pixels))
+            # What is no file is known by its pixels, and by its size, because regions are told in pixels of the original.
+            key = key or (hashlib.sha256(pixels.numpy().tobytes()).hexdigest(), size)
+            shared = cache.add(key, StreamImage(size, pixels))
         return PreparedImage(shared, image if needs_image else None)
 
     def _load(self, post: dict[str, Any]) -> Image.Image | None:
@@ -525,9 +534,10 @@ class MnerPipeline(Pipeline):
 
     def _encode_new(self, images: list[StreamImage]):
         """Encode the images that are not encoded yet, each once."""
-        new = list(dict.fromkeys(image for image in images if image.feature_map is None))
+        # Another thread that encodes an image takes its pixels away, so they are looked at once.
+        new = {image: pixels for image in images if (pixels := image.pixels) is not None}
         if new:
-            pixels = torch.stack([image.pixels for image in new]).to(self.device)
+            pixels = torch.stack(list(new.values())).to(self.device)
             for image, feature_map in zip(new, self.model.get_image_features(pixels), strict=True):
                 image.feature_map, image.pixels = feature_map.clone(), None
 

@@ -29,6 +29,7 @@ MAX_PIXELS = 100_000_000
 # Threads decode images with more pixels one after another, so that a batch of them does not fill the memory.
 LARGE_PIXELS = 10_000_000
 _one_at_a_time = threading.Lock()
+_one_file_object_at_a_time = threading.Lock()
 # glibc keeps freed blocks of up to 32 MiB for the thread that had them; larger ones go back to the system.
 _LARGE_BLOCK = 64 * 2**20
 # An image is reduced by whole factors, by averaging, to no less than this many times the target size. Pillow's own
@@ -228,15 +229,18 @@ def _decoded_base64(text: bytes) -> bytes:
 
 
 def _file_content(file: Any) -> bytes:
-    """All that a file object holds, from its beginning as in `PIL.Image.open`; its position is as before afterwards."""
+    """All that a file object holds, from its beginning as in `PIL.Image.open`; its position is as before afterwards. Threads may
+    share one that can be read again.
+    """
     try:
         if not file.seekable():
             content = file.read()
         else:
-            position = file.tell()
-            file.seek(0)
-            content = file.read()
-            file.seek(position)
+            with _one_file_object_at_a_time:
+                position = file.tell()
+                file.seek(0)
+                content = file.read()
+                file.seek(position)
     except Exception as error:  # any object may stand for a file
         raise ImageError(f"cannot be read: {error} ({type(error).__name__})") from error
     if not isinstance(content, bytes):

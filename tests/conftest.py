@@ -12,7 +12,7 @@ import pytest
 from transformers import BertConfig
 
 from tests.tiny import tiny_tokenizer
-from tests.tiny_model import LABELS, saved_tiny_model
+from tests.tiny_model import LABELS, saved_tiny_detector, saved_tiny_model
 
 # Ray's workers give way to all else that runs, so that on a busy machine the tests would wait for them.
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -61,6 +61,12 @@ def tiny_text_config() -> BertConfig:
 def saved_model(tmp_path_factory) -> Path:
     """A folder with a tiny model and its processor, as a repo on the Hub holds them. Do not write to it."""
     return saved_tiny_model(tmp_path_factory.mktemp("saved") / "model")
+
+
+@pytest.fixture(scope="session")
+def detector(tmp_path_factory) -> Path:
+    """A folder with a tiny detector of objects. Do not write to it."""
+    return saved_tiny_detector(tmp_path_factory.mktemp("detector"))
 
 
 @pytest.fixture(scope="session")

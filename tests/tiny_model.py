@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import BertConfig
+from transformers import AutoModelForObjectDetection, BertConfig, YolosConfig, YolosImageProcessor
 
 import processors
 from modeling_hamlearning import HamLearningConfig, HamLearningForTokenClassification
@@ -59,6 +59,28 @@ def saved_tiny_model(folder: Path, **switches) -> Path:
     processors.HamLearningProcessor(tokenizer=tokenizer, image_processor=image_processor, region_config="grid").save_pretrained(
         folder
     )
+    return folder
+
+
+def detector_with_large_weights(config):
+    """A detector whose boxes differ: initial weights say hardly anything of an image."""
+    model = AutoModelForObjectDetection.from_config(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def saved_tiny_detector(folder: Path, side: int = 32) -> Path:
+    """A detector of a few thousand parameters with random weights, which resizes images to `side` pixels."""
+    torch.manual_seed(0)
+    config = YolosConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=[32, 32],
+        patch_size=16, num_detection_tokens=7, id2label={0: "dog", 1: "cat", 2: "park bench"},
+        label2id={"dog": 0, "cat": 1, "park bench": 2},
+    )  # fmt: skip
+    detector_with_large_weights(config).save_pretrained(folder)
+    YolosImageProcessor(size={"height": side, "width": side}, do_pad=False).save_pretrained(folder)
     return folder
 
 

@@ -29,7 +29,7 @@ from transformers.utils import logging
 from mner_data.synthetic_images import pure_noise
 from modeling_hamlearning import MnerPipeline
 from tests.hub_scripts.hub_server import TOKEN, HubServer
-from tests.tiny_model import LABELS, saved_tiny_model
+from tests.tiny_model import LABELS, saved_tiny_detector, saved_tiny_model
 
 FIELDS = ["entity_group", "score", "word", "start", "end", "word_start", "word_end", "relevance", "region"]
 
@@ -130,6 +130,69 @@ def test_a_file_that_occurs_again_is_not_decoded_again(ner, folder, monkeypatch)
     decoded.clear()
     close(ner(stream, batch_size=2, num_workers=1), expected)
     assert len(decoded) == 1
+
+
+def test_equal_pixels_of_unequal_images_keep_their_own_size(ner):
+    """The model's own pixels are the same for both; boxes are those of each image."""
+    small, wide = Image.new("RGB", (100, 100), "white"), Image.new("RGB", (400, 200), "white")
+    for opened in (lambda image: image, numpy.asarray):
+        posts = [{"text": TEXTS[0], "image": opened(image)} for image in (small, wide)]
+        results = ner(posts, return_attention=True)
+        close(results, [ner(post) for post in posts])
+        for result, size in zip(results, (small.size, wide.size), strict=True):
+            boxes = [region["box"] for region in result[0]["region_attention"]]
+            assert (max(box["xmax"] for box in boxes), max(box["ymax"] for box in boxes)) == size
+
+
+def test_a_file_looks_the_same_whatever_posts_came_before(folder, tmp_path):
+    """For a post that brings boxes it is reduced as far as the model needs it, and for another as far as the detector does."""
+    pure_noise(Image.new("RGB", (1500, 1000))).save(tmp_path / "photo.png")
+    post = {"text": TEXTS[0], "image": str(tmp_path / "photo.png")}
+    posts = [post, post | {"boxes": [[0.1, 0.2, 0.5, 0.6]]}]
+    detecting = pipeline("mner", model=str(folder), trust_remote_code=True)
+    detector = saved_tiny_detector(tmp_path / "detector", side=256)
+    config = {"name": "object-detection", "model": str(detector), "threshold": 0.0, "max_regions": 4}
+    detecting.processor = type(detecting.processor)(detecting.processor.image_processor, detecting.processor.tokenizer, config)
+    assert detecting.processor.target_size(None) != detecting.processor.target_size(posts[1]["boxes"])
+    expected = [detecting(post, return_relevance=True)["relevance"] for post in posts]
+    for order in (posts, posts[::-1]):
+        results = detecting(order, return_relevance=True)
+        for result, relevance in zip(results, expected if order is posts else expected[::-1], strict=True):
+            assert result["relevance"] == pytest.approx(relevance, abs=1e-6)
+
+
+def test_posts_may_share_an_open_file(ner, folder):
+    """Two threads read it, each from its beginning."""
+
+    class SlowFile(io.BytesIO):
+        def seek(self, *place):
+            position = super().seek(*place)
+            time.sleep(0.05)
+            return position
+
+        def read(self):
+            content = super().read()
+            time.sleep(0.05)
+            return content
+
+    file = SlowFile((folder / "photo.png").read_bytes())
+    expected = ner({"text": TEXTS[0], "image": str(folder / "photo.png")})
+    close(ner([{"text": TEXTS[0], "image": file}] * 4, batch_size=4), [expected] * 4)
+
+
+def test_an_image_that_another_thread_encodes_meanwhile(ner):
+    module = sys.modules[type(ner).__module__]
+
+    class TakenMeanwhile(module.StreamImage):
+        """Its feature map is there, and its pixels are gone, as soon as someone has looked whether it is."""
+
+        def __getattribute__(self, name):
+            value = super().__getattribute__(name)
+            if name == "feature_map" and value is None:
+                self.feature_map, self.pixels = torch.ones(1), None
+            return value
+
+    ner._encode_new([TakenMeanwhile((1, 1), torch.zeros(3, 64, 64))])
 
 
 def test_a_list_is_grouped_by_length_as_a_whole(ner, monkeypatch):

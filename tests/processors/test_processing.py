@@ -31,6 +31,7 @@ from mner_data.synthetic_images import pure_noise
 from processors import REGION_FIELDS, AnchorRegionExtractor, HamLearningImageProcessor, HamLearningProcessor
 from processors.region_extraction import _join
 from tests.tiny import FAMILIES, tiny_tokenizer
+from tests.tiny_model import detector_with_large_weights
 
 REAL = os.environ.get("HAMLEARNING_DATA")
 WORDS = "Jordan scores unbelievable photographs on the court in Amazon park #NBA championships \u200d \ufe0f".split(" ")
@@ -353,30 +354,6 @@ def test_error_names_the_unknown_extractor():
         make_processor(region_config={"name": "magic"})
 
 
-def model_with_large_weights(config):
-    """A detector whose boxes differ: initial weights say hardly anything of an image."""
-    model = AutoModelForObjectDetection.from_config(config)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model
-
-
-@pytest.fixture(scope="module")
-def detector(tmp_path_factory):
-    """A detector of a few thousand parameters with random weights."""
-    folder = tmp_path_factory.mktemp("detector")
-    torch.manual_seed(0)
-    config = YolosConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=[32, 32],
-        patch_size=16, num_detection_tokens=7, id2label={0: "dog", 1: "cat", 2: "park bench"},
-        label2id={"dog": 0, "cat": 1, "park bench": 2},
-    )  # fmt: skip
-    model_with_large_weights(config).save_pretrained(folder)
-    YolosImageProcessor(size={"height": 32, "width": 32}, do_pad=False).save_pretrained(folder)
-    return folder
-
-
 def test_object_detection(detector):
     config = {"name": "object-detection", "model": str(detector), "threshold": 0.0, "batch_size": 2, "max_regions": 4}
     processor = make_processor(region_config=config)
@@ -452,7 +429,7 @@ def test_regions_do_not_depend_on_the_images_beside(kind, tmp_path):
     """Wide and tall images share no canvas: padding would make a detector's boxes fractions of it."""
     config, image_processor = DETECTORS[kind]
     torch.manual_seed(0)
-    model_with_large_weights(config()).save_pretrained(tmp_path)
+    detector_with_large_weights(config()).save_pretrained(tmp_path)
     image_processor().save_pretrained(tmp_path)
     config = {"name": "object-detection", "model": str(tmp_path), "threshold": 0.0, "max_regions": 100}
     processor = make_processor(region_config=config)
