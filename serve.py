@@ -26,10 +26,11 @@ try:
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
     from fastapi_offline import FastAPIOffline
-    from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+    from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 except ImportError as error:
     raise SystemExit(f"serve.py needs the extra serve ({error}): pip install -e '.[serve]' in the checkout") from error
 
+from mner_data.readers.rows import is_missing
 from processors.fetching import fetch
 
 MEGABYTE = 2**20
@@ -53,6 +54,15 @@ class Post(BaseModel):
     boxes: list[list[float]] | None = Field(None, description="Regions of the image: x1, y1, x2, y2 in [0, 1].")
     box_labels: list[str] | None = Field(None, description="A label for each box.")
     box_scores: list[float] | None = Field(None, description="A score for each box.")
+
+    @field_validator("image", mode="before")
+    @classmethod
+    def _only_image(cls, image: Any) -> Any:
+        """As in files, what is blank is no image, and a list of one is its image."""
+        if isinstance(image, list):
+            images = [item for item in image if not is_missing(item)]
+            image = images[0] if len(images) == 1 else images or None
+        return None if is_missing(image) else image
 
 
 class Entity(BaseModel):

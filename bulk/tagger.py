@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers.utils import HF_MODULES_CACHE
 
 from mner_data.images import ImageFinder
 from mner_data.readers import DataError, read_regions, replace_surrogates
-from mner_data.readers.rows import standard_row
+from mner_data.readers.rows import Notes, first_image, is_missing, standard_row
 from modeling_hamlearning.configuration_hamlearning import LEVELS
 from processors import REGION_FIELDS
 from processors.fetching import fetch
@@ -105,16 +106,19 @@ class Tagger:
             can be tagged, and no relevance.
         """
         rows = [_parse(row, self.column_names) for row in table.to_pylist()]
+        notes = Notes()
         results: list[dict] = [{}] * len(rows)
         by_length = sorted(range(len(rows)), key=lambda place: _length(rows[place]))
         for first in range(0, len(rows), self.batch_size):
             places = by_length[first : first + self.batch_size]
-            posts, errors = zip(*self.threads.map(self._post, [rows[place] for place in places]), strict=True)
+            batch = [rows[place] for place in places]
+            posts, errors = zip(*self.threads.map(self._post, batch, repeat(notes)), strict=True)
             tagged = iter(self._tag([post for post in posts if post is not None]))
             for place, post, error in zip(places, posts, errors, strict=True):
                 result, tagging_error = (None, None) if post is None else next(tagged)
                 results[place] = _row(result, [error, tagging_error])
         _release_memory()
+        notes.log("--data")
         columns = [pa.array([result[name] for result in results], type=kind) for name, kind in COLUMNS.items()]
         tagged = pa.table([table["id"], *columns], names=["id", *COLUMNS])
         if self.with_tokens:
@@ -130,7 +134,7 @@ class Tagger:
         words = self.ner.processor.split_words(words)[0] if isinstance(words, str) else words
         return [replace_surrogates(word) for word in words]
 
-    def _post(self, row: dict | Exception) -> tuple[dict | None, Exception | None]:
+    def _post(self, row: dict | Exception, notes: Notes) -> tuple[dict | None, Exception | None]:
         """A row as the pipeline takes it, its image as bytes or as a file that may be opened, and what is wrong with it.
 
         A row whose image cannot be had becomes a post of its text alone.
@@ -141,7 +145,7 @@ class Tagger:
         try:
             if not is_id(row.get("json_id", row["id"])):
                 raise DataError(f"field id: expected a string or an integer, got {row['json_id']!r:.80}")
-            image = self._image(row.get("image"), row["id"])
+            image = self._image(first_image(row.get("image"), f"post {row['id']}", notes), row["id"])
         except Exception as error:  # whatever a row holds: it becomes the row's own error
             return {"text": text}, error
         fields = {"image": image} | {name: row.get(name) for name in REGION_FIELDS}
@@ -157,7 +161,7 @@ class Tagger:
                 got = ", ".join(image) or "none"
                 raise DataError(f"field image: expected an object with bytes or path, got the fields {got:.200}")
             image = image["bytes"] if image.get("bytes") is not None else image.get("path")
-        if image is None:
+        if is_missing(image):
             return self.images.find({"id": str(name)})
         if isinstance(image, bytes):
             return image

@@ -175,6 +175,32 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, Real) and value != value) or type(value).__name__ in ("NAType", "NaTType")
 
 
+def _is_blank(value: Any) -> bool:
+    return _is_missing(value) or (isinstance(value, str) and not value.strip())
+
+
+def _only_image(image: Any, where: str) -> Any:
+    """What a post's field holds as its image: the only one of a list, the bytes or path in a dict, `None` where it is blank.
+
+    Raises:
+        ValueError: naming the post, which has several images or a dict without one.
+    """
+    if str(getattr(image, "dtype", "")) == "object":
+        image = image.tolist()  # pandas reads the lists of a parquet file as arrays
+    if isinstance(image, list | tuple):
+        images = [item for item in image if not _is_blank(item)]
+        if len(images) > 1:
+            raise ValueError(f"{where}, field image: expected one image, got a list of {len(images)}")
+        image = images[0] if images else None
+    if isinstance(image, dict):
+        # As data sets hold an image that they do not decode.
+        if not {"bytes", "path"} & set(image):
+            got = ", ".join(map(str, image)) or "none"
+            raise ValueError(f"{where}, field image: expected a dict with bytes or path, got the fields {got:.200}")
+        image = next((image[name] for name in ("bytes", "path") if image.get(name) is not None), None)
+    return None if _is_blank(image) else image
+
+
 def _as_lists(value: Any) -> Any:
     """Arrays, and arrays of arrays as pandas reads them from parquet files, as lists."""
     value = value.tolist() if hasattr(value, "tolist") else value
@@ -488,14 +514,7 @@ class MnerPipeline(Pipeline):
             kinds = "a string or a list of words" if field == "text" else "a list of words"
             fields = ", ".join(map(str, post)) or "none"
             raise ValueError(f"{where}, field {field}: expected {kinds}, got {text!r:.80}; the post's fields are: {fields:.200}")
-        image = parsed["image"]
-        if isinstance(image, dict):
-            # As data sets hold an image that they do not decode.
-            if not {"bytes", "path"} & set(image):
-                got = ", ".join(map(str, image)) or "none"
-                raise ValueError(f"{where}, field image: expected a dict with bytes or path, got the fields {got:.200}")
-            image = next((image[name] for name in ("bytes", "path") if image.get(name) is not None), None)
-        parsed["image"] = None if isinstance(image, str) and not image.strip() else image
+        parsed["image"] = _only_image(parsed["image"], where)
         return parsed | {name: _as_lists(parsed[name]) for name in REGION_FIELDS} | {"where": where}
 
     def preprocess(self, posts: list[dict[str, Any]], opened: list[PreparedImage | None]) -> dict[str, Any]:

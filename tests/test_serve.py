@@ -160,6 +160,17 @@ def test_one_post_and_a_list_words_and_regions(service, ner):
     assert service.tag([{"text": ""}]) == (200, [[]])
 
 
+def test_what_stands_for_no_image_and_a_list_of_one(service, ner):
+    text, image = "Jordan scores again on the court", photo(3)
+    for nothing in (None, "", "  ", float("nan"), [], [""], [None]):
+        status, result = service.tag({"text": text, "image": nothing})
+        assert status == 200, (nothing, result)
+        assert_same(result, ner(text))
+    status, result = service.tag([{"text": text, "image": [encoded(image)]}])
+    assert status == 200
+    assert_same(result[0], ner({"text": text, "image": image}))
+
+
 def png_bomb() -> str:
     """Few bytes, 4 million pixels."""
     return encoded(Image.new("1", (2000, 2000)))
@@ -171,6 +182,7 @@ WRONG = {
     "no image": ({"text": "a", "image": "aGVsbG8="}, ["body", "post", "image"], "not an image"),
     "no base64": ({"text": "a", "image": "?"}, ["body", "post", "image"], "base64"),
     "a path": ({"text": "a", "image": "/etc/hostname"}, ["body", "post", "image"], "base64"),
+    "two images": ({"text": "a", "image": ["aGVsbG8="] * 2}, ["body", "post", "image"], "a valid string"),
     "a URL": ({"text": "a", "image": "http://127.0.0.1/x.png"}, ["body", "post", "image"], "--allow_urls"),
     "too many pixels": ({"text": "a", "image": png_bomb()}, ["body", "post", "image"], "2000 x 2000 pixels"),
     "too long": ({"text": "a" * 501}, ["body", "post", "text"], "at most 500 characters"),

@@ -46,11 +46,22 @@ class EndpointHandler:
 
 
 def without_paths(post: str | dict[str, Any]) -> str | dict[str, Any]:
-    """The post with an image that can name no file of this machine: what is neither a URL nor a data URI is base64."""
-    image = post.get("image") if isinstance(post, dict) else None
-    if image is None:
+    """The post with an image that can name no file of this machine: what is neither a URL nor a data URI is base64. As
+    elsewhere, what is blank is no image, and a list of one is its image.
+    """
+    if not isinstance(post, dict):
         return post
+    image = post.get("image")
+    if isinstance(image, list):
+        images = [item for item in image if not _is_blank(item)]
+        image = images[0] if len(images) == 1 else images or None
+    if _is_blank(image):
+        return post | {"image": None}
     if not isinstance(image, str):
         raise ValueError(f"field image: expected base64, a data URI or a URL, got {type(image).__name__}")
     is_address = image[:8].lower().startswith(("http://", "https://", "data:"))
     return post | {"image": image if is_address else f"data:;base64,{image}"}
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or value != value or (isinstance(value, str) and not value.strip())

@@ -177,11 +177,7 @@ def read_regions_of_row(row: Mapping[str, Any], where: str) -> Regions:
 
 def image_name(image: Any, where: str, notes: Notes) -> str | None:
     """The name of a post's image, or `None`. pandas writes a missing one as NaN or as an empty string."""
-    if isinstance(image, list | tuple):
-        images = [item for item in image if not is_missing(item)]
-        if len(images) > 1:
-            notes.add("a post has several images, of which the first is used", where)
-        image = images[0] if images else None
+    image = first_image(image, where, notes)
     if isinstance(image, dict):
         if "path" not in image:
             got = ", ".join(map(str, image)) or "no field"
@@ -192,6 +188,16 @@ def image_name(image: Any, where: str, notes: Notes) -> str | None:
     if not isinstance(image, str):
         raise DataError(f"{where}, field image: expected the name of a file, got {image!r:.60}")
     return image
+
+
+def first_image(image: Any, where: str, notes: Notes) -> Any:
+    """What a post's field holds, or the first image of the list that it holds; `None` for a list of none."""
+    if not isinstance(image, list | tuple):
+        return image
+    images = [item for item in image if not is_missing(item)]
+    if len(images) > 1:
+        notes.add("a post has several images, of which the first is used", where)
+    return images[0] if images else None
 
 
 def is_missing(value: Any) -> bool:

@@ -18,6 +18,7 @@ pytest.importorskip("ray", reason="bulk tagging needs the extra bulk")
 from bulk import tagger as tagger_module  # noqa: E402
 from bulk.sources import JSON_LINES, POST_COLUMNS, open_data  # noqa: E402
 from bulk.tagger import Tagger  # noqa: E402
+from mner_data.readers.rows import Notes, post_of_row  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = "Jordan scores again in Amazon park"
@@ -54,7 +55,7 @@ BAD_IMAGE = {
     "broken file": ({"image": "broken.jpg"}, "field image"),
     "broken file of its id": ({"id": "broken"}, "field image"),
     "number as image": ({"image": 5}, "field image: expected bytes or the name of a file, got int"),
-    "list as image": ({"image": ["photo.png"]}, "field image: expected bytes or the name of a file, got list"),
+    "list in a list as image": ({"image": [["photo.png"]]}, "field image: expected bytes or the name of a file, got list"),
     "way to a file in two steps": ({"image": {"bytes": {"path": str(ROOT / "README.md")}}}, "field image: expected bytes"),
     "no image in the object": ({"image": {"url": "x"}}, "field image: expected an object with bytes or path, got the fields url"),
     "missing file": ({"image": "nowhere.png"}, "field image: there is no file 'nowhere.png'"),
@@ -137,6 +138,36 @@ def test_every_field_of_an_entity_is_written(tagger, ner):
         # A post's relevance is the same for all its entities: it stands once, beside them.
         assert set(entity) >= set(other) - {"relevance"}
         assert other["region"] is None or set(entity["region"]) >= set(other["region"])
+
+
+NO_IMAGE = ["", " ", float("nan"), [], [""], [None, float("nan")], {"path": ""}]
+
+
+@pytest.mark.parametrize("image", [*NO_IMAGE, ["photo.png"], ("", "photo.png"), [{"path": "photo.png"}], "photo.png"])
+@pytest.mark.parametrize("name", ["photo", "other"])
+def test_a_post_has_the_image_that_it_has_in_training(tagger, name, image):
+    """Where it names none, that of its id."""
+    row = {"id": name, "text": TEXT, "image": image}
+    file = tagger.images.find(post_of_row(row, "", "", Notes()))
+    assert (file is None) == (name == "other" and image in NO_IMAGE)
+    found, expected = tag(tagger, [row, {"id": "same", "text": TEXT} | ({"image": "photo.png"} if file else {})])
+    assert found["error"] is None and (found["relevance"] is None) == (file is None)
+    assert found["entities"] == expected["entities"] and found["relevance"] == expected["relevance"]
+
+
+def test_an_empty_name_in_a_column_is_no_image(tagger):
+    for image in ({"bytes": None, "path": ""}, None):
+        rows = [{"id": name, "text": TEXT, "image": image} for name in ("photo", "other")]
+        found = tagger(pa.Table.from_pylist(rows, schema=POST_COLUMNS)).to_pylist()
+        assert [(row["error"], row["relevance"] is None) for row in found] == [(None, False), (None, True)]
+
+
+def test_of_several_images_the_first_is_used_and_a_line_says_so(tagger, caplog):
+    several = ["photo.png", "broken.jpg"]
+    found = tag(tagger, [{"text": TEXT, "image": image} for image in (several, several, "photo.png")])
+    assert [row["error"] for row in found] == [None] * 3 and found[0]["relevance"] == found[2]["relevance"] is not None
+    (said,) = caplog.messages
+    assert said.endswith("2 times a post has several images, of which the first is used: post post 0; post post 1")
 
 
 @pytest.mark.parametrize("kind", BAD_IMAGE)

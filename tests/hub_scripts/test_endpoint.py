@@ -54,9 +54,14 @@ def test_requests_are_answered_by_the_repo_alone(folder):
         {"inputs": TEXT},
         {"inputs": {"text": TEXT, "image": encoded}},
         {"inputs": [TEXT, {"text": TEXT, "image": f"data:image/png;base64,{encoded}"}], "parameters": {"return_relevance": True}},
+        {"inputs": {"text": TEXT, "image": [encoded]}},
+        *[{"inputs": {"text": TEXT, "image": nothing}} for nothing in ("", " ", float("nan"), [], [""], [None])],
         {"inputs": {"text": TEXT, "image": str(folder / "secret.png")}},
         {"inputs": {"text": TEXT, "image": "secret.png"}},
         {"inputs": {"text": TEXT, "image": {"path": "secret.png"}}},
+        {"inputs": {"text": TEXT, "image": ["", "secret.png"]}},
+        {"inputs": {"text": TEXT, "image": ["secret.png", "secret.png"]}},
+        {"inputs": {"text": TEXT, "image": [{"path": "secret.png"}]}},
         {"inputs": {"text": TEXT, "image": "http://127.0.0.1:9/x.png"}},
         {"inputs": {"text": TEXT, "image": encoded[:60]}},
         {"inputs": [3]},
@@ -78,6 +83,18 @@ def test_requests_are_answered_by_the_repo_alone(folder):
     assert [[entity["word"] for entity in answer["entities"]] for answer in answers[2]] == [
         [entity["word"] for entity in answer["entities"]] for answer in expected[2]
     ]
-    reasons = ["base64", "base64", "got dict", "not a public address", "image", "got int", "options"]
-    for answer, reason in zip(answers[3:], reasons, strict=True):
+    assert answers[3] == answers[1] and answers[4:10] == [answers[0]] * 6
+    reasons = [
+        "base64",
+        "base64",
+        "got dict",
+        "base64",
+        "got list",
+        "got dict",
+        "not a public address",
+        "image",
+        "got int",
+        "options",
+    ]
+    for answer, reason in zip(answers[10:], reasons, strict=True):
         assert isinstance(answer, str) and reason in answer, (answer, reason)

@@ -550,10 +550,28 @@ def test_every_kind_of_source(ner, tmp_path, folder):
         ner(7)
 
 
-@pytest.mark.parametrize("nothing", [None, float("nan"), numpy.float32("nan"), "", " ", pandas.NA, pandas.NaT])
+BLANKS = [None, float("nan"), numpy.float32("nan"), "", " ", pandas.NA, pandas.NaT]
+
+
+@pytest.mark.parametrize("nothing", BLANKS)
 def test_what_stands_for_no_image(ner, nothing):
     fields = ("image",) if isinstance(nothing, str) else ("image", "boxes", "box_labels", "tokens")
     close([ner({"text": TEXTS[0]} | dict.fromkeys(fields, nothing))], [ner(TEXTS[0])])
+
+
+@pytest.mark.parametrize("nothing", BLANKS)
+def test_lists_and_dicts_without_an_image(ner, nothing):
+    for held in ([], [nothing], (nothing, None), numpy.array([nothing], dtype=object), {"bytes": None, "path": nothing}):
+        close([ner({"text": TEXTS[0], "image": held})], [ner(TEXTS[0])])
+
+
+def test_a_list_of_one_is_its_image(ner, folder):
+    path = str(folder / "photo.png")
+    expected = ner({"text": TEXTS[0], "image": path})
+    for held in ([path], (Image.open(path),), ["", path, None], numpy.array([path], dtype=object), [{"path": path}]):
+        close([ner({"text": TEXTS[0], "image": held})], [expected])
+    with pytest.raises(ValueError, match="post 1, field image: expected one image, got a list of 2"):
+        ner(["fine", {"text": TEXTS[0], "image": [path, path]}])
 
 
 def test_rows_as_data_sets_hold_them(ner, folder):
