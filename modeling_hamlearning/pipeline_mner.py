@@ -522,7 +522,8 @@ class MnerPipeline(Pipeline):
         sizes = [image and image.shared.size for image in opened]
         region_fields = {name: [post[name] for post in posts] for name in REGION_FIELDS}
         images_or_sizes = [image and (image.image or image.shared.size) for image in opened]
-        regions = self.processor.extract_regions(images_or_sizes, **region_fields, names=[post["where"] for post in posts])
+        names = [post["where"] for post in posts]
+        regions = self.processor.extract_regions(images_or_sizes, **region_fields, names=names, device=self.device)
         features = self.processor.encode([post["words"] for post in posts], regions, sizes)
         return {
             "features": dict(features),

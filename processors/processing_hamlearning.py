@@ -17,6 +17,7 @@ from .image_loading import ImageError, content_key, load_image, load_reduced, re
 from .image_processing_hamlearning import HamLearningImageProcessor, resize_target  # noqa: F401  (saved with the processor)
 from .region_extraction import (
     REGION_FIELDS,
+    Device,
     Regions,
     build_region_extractor,
     check_regions,
@@ -213,10 +214,13 @@ class HamLearningProcessor(ProcessorMixin):
         box_labels: list | None = None,
         box_scores: list | None = None,
         names: list[str] | None = None,
+        device: Device | None = None,
     ) -> list[Regions]:
         """Regions of posts: those that come with a post, else those of the extractor, at most `max_regions`; none where the
         image is `None`. An extractor that joins `"precomputed"` with others adds to what comes with a post. Where `needs_image`
         says no, anything else may stand for an image.
+
+        A detector runs on this device, unless `region_config` names another.
 
         Raises:
             ValueError: naming the post (`names[i]`, or its place) and the field.
@@ -235,7 +239,7 @@ class HamLearningProcessor(ProcessorMixin):
         for place in extracting:
             if self.needs_image(boxes[place]) and not isinstance(images[place], Image.Image):
                 raise ValueError(f"{names[place]}, field boxes: expected boxes, or the image itself to find them in, got neither")
-        extracted = self._extract([images[place] for place in extracting], [regions[place] for place in extracting])
+        extracted = self._extract([images[place] for place in extracting], [regions[place] for place in extracting], device)
         for place, found in zip(extracting, extracted, strict=True):
             regions[place] = found
         max_regions = self.region_config["max_regions"]

@@ -1,8 +1,8 @@
 """Regions of an image: found by a detector, precomputed with the post, or boxes that are the same for every image.
 
-An extractor is called with the images of posts and, if there are any, the regions that came with each post (`None` where none
-did). One that does not read these (`reads_given`) is asked for the other posts only. `image_side` is the least side, in pixels,
-of the images that it needs, 0 if it looks at none and `None` if it is not known.
+An extractor is called with the images of posts, if there are any the regions that came with each post (`None` where none
+did), and the device for a detector. One that does not read the regions (`reads_given`) is asked for the other posts only.
+`image_side` is the least side, in pixels, of the images that it needs, 0 if it looks at none and `None` if it is not known.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import sys
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
@@ -19,6 +19,8 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 REGION_FIELDS = ("boxes", "box_labels", "box_scores")
 Regions = dict[str, list]
 """`boxes` [[x1, y1, x2, y2]] in [0, 1], `box_labels` [str], `box_scores` [float] of one image."""
+
+Device: TypeAlias = str | torch.device
 
 # More regions of an image than anybody needs: a config from a stranger may ask for any number.
 MAX_REGIONS, DEFAULT_MAX_REGIONS = 1024, 16
@@ -38,7 +40,7 @@ class FixedRegionExtractor:
     def __init__(self, boxes: list[list[float]], score: float):
         self.regions: Regions = {"boxes": boxes, "box_labels": [""] * len(boxes), "box_scores": [score] * len(boxes)}
 
-    def __call__(self, images: list, given: list[Regions | None] | None = None) -> list[Regions]:
+    def __call__(self, images: list, given: list[Regions | None] | None = None, device: Device | None = None) -> list[Regions]:
         return [{field: list(values) for field, values in self.regions.items()} for _ in images]
 
 
@@ -95,7 +97,7 @@ class PrecomputedRegionExtractor:
     reads_images, reads_given = False, True
     image_side = 0
 
-    def __call__(self, images: list, given: list[Regions | None] | None = None) -> list[Regions]:
+    def __call__(self, images: list, given: list[Regions | None] | None = None, device: Device | None = None) -> list[Regions]:
         return [no_regions() if regions is None else regions for regions in given or [None] * len(images)]
 
 
@@ -111,7 +113,7 @@ class ObjectDetectionRegionExtractor:
         revision: commit, tag or branch of the checkpoint.
         threshold: least score of a region.
         batch_size: the most images that are detected at once.
-        device: where the detector runs.
+        device: where the detector runs; by default where the caller says, else on the first GPU if there is one.
     """
 
     reads_images, reads_given = True, False
@@ -128,17 +130,20 @@ class ObjectDetectionRegionExtractor:
             raise ValueError(f"region_config: expected a number as threshold, got {threshold!r:.80}")
         self.model_name, self.revision, self.threshold = model, revision, threshold
         self.batch_size = whole_number("batch_size", batch_size, 1)
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device
+        self._detectors: dict[str, torch.nn.Module] = {}
         self._options = {"revision": revision, "trust_remote_code": False}
 
     @cached_property
     def _processor(self):
         return AutoImageProcessor.from_pretrained(self.model_name, **self._options)
 
-    @cached_property
-    def _detector(self):
-        model = AutoModelForObjectDetection.from_pretrained(self.model_name, use_safetensors=True, **self._options)
-        return model.to(self.device).eval()
+    def _detector(self, device: Device):
+        """The detector on a device. Pipelines that share a processor may run on different ones."""
+        if str(device) not in self._detectors:
+            model = AutoModelForObjectDetection.from_pretrained(self.model_name, use_safetensors=True, **self._options)
+            self._detectors[str(device)] = model.to(device).eval()
+        return self._detectors[str(device)]
 
     @property
     def image_side(self) -> int | None:
@@ -149,10 +154,13 @@ class ObjectDetectionRegionExtractor:
         return size.get("shortest_edge") or max(size.get("height") or 0, size.get("width") or 0) or None
 
     @torch.no_grad()
-    def __call__(self, images: list[Image.Image], given: list[Regions | None] | None = None) -> list[Regions]:
+    def __call__(
+        self, images: list[Image.Image], given: list[Regions | None] | None = None, device: Device | None = None
+    ) -> list[Regions]:
         if not images:
             return []
-        processor, model = self._processor, self._detector
+        device = self.device or device or ("cuda" if torch.cuda.is_available() else "cpu")
+        processor, model = self._processor, self._detector(device)
         unpadded = {"do_pad": False} if hasattr(processor, "do_pad") else {}
         regions = [no_regions() for _ in images]
         for first in range(0, len(images), self.batch_size):
@@ -161,7 +169,7 @@ class ObjectDetectionRegionExtractor:
                 pixels = processor(images=[image], return_tensors="pt", **unpadded)["pixel_values"]
                 pixels_by_shape.setdefault(pixels.shape, {})[place] = pixels
             for batch in pixels_by_shape.values():
-                outputs = model(pixel_values=torch.cat(list(batch.values())).to(self.device))
+                outputs = model(pixel_values=torch.cat(list(batch.values())).to(device))
                 # Boxes in [0, 1]: every image counts as one pixel wide and high.
                 detections = processor.post_process_object_detection(
                     outputs, threshold=self.threshold, target_sizes=[(1, 1)] * len(batch)
@@ -200,10 +208,10 @@ class JoinedRegionExtractor:
         sides = [extractor.image_side for extractor in self.extractors]
         return None if None in sides else max(sides)
 
-    def __call__(self, images: list, given: list[Regions | None] | None = None) -> list[Regions]:
+    def __call__(self, images: list, given: list[Regions | None] | None = None, device: Device | None = None) -> list[Regions]:
         parts = []
         for extractor, max_regions in zip(self.extractors, self.max_regions, strict=True):
-            part = [keep_best(regions, max_regions) for regions in extractor(images, given)]
+            part = [keep_best(regions, max_regions) for regions in extractor(images, given, device)]
             if isinstance(extractor, FixedRegionExtractor):
                 part = [regions | {"box_scores": [0.0] * len(regions["boxes"])} for regions in part]
             parts.append(part)

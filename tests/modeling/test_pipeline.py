@@ -144,21 +144,33 @@ def test_equal_pixels_of_unequal_images_keep_their_own_size(ner):
             assert (max(box["xmax"] for box in boxes), max(box["ymax"] for box in boxes)) == size
 
 
+def detecting_pipeline(folder, detector, **options):
+    config = {"name": "object-detection", "model": str(detector), "threshold": 0.0, "max_regions": 4}
+    detecting = pipeline("mner", model=str(folder), trust_remote_code=True, **options)
+    image_processor, tokenizer = detecting.processor.image_processor, detecting.processor.tokenizer
+    detecting.processor = type(detecting.processor)(image_processor, tokenizer, region_config=config)
+    return detecting
+
+
 def test_a_file_looks_the_same_whatever_posts_came_before(folder, tmp_path):
     """For a post that brings boxes it is reduced as far as the model needs it, and for another as far as the detector does."""
     pure_noise(Image.new("RGB", (1500, 1000))).save(tmp_path / "photo.png")
     post = {"text": TEXTS[0], "image": str(tmp_path / "photo.png")}
     posts = [post, post | {"boxes": [[0.1, 0.2, 0.5, 0.6]]}]
-    detecting = pipeline("mner", model=str(folder), trust_remote_code=True)
-    detector = saved_tiny_detector(tmp_path / "detector", side=256)
-    config = {"name": "object-detection", "model": str(detector), "threshold": 0.0, "max_regions": 4}
-    detecting.processor = type(detecting.processor)(detecting.processor.image_processor, detecting.processor.tokenizer, config)
+    detecting = detecting_pipeline(folder, saved_tiny_detector(tmp_path / "detector", side=256))
     assert detecting.processor.target_size(None) != detecting.processor.target_size(posts[1]["boxes"])
     expected = [detecting(post, return_relevance=True)["relevance"] for post in posts]
     for order in (posts, posts[::-1]):
         results = detecting(order, return_relevance=True)
         for result, relevance in zip(results, expected if order is posts else expected[::-1], strict=True):
             assert result["relevance"] == pytest.approx(relevance, abs=1e-6)
+
+
+def test_the_detector_runs_on_the_device_of_the_pipeline(folder, detector, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    detecting = detecting_pipeline(folder, detector, device="cpu")
+    (entity, *_) = detecting({"text": TEXTS[0], "image": Image.new("RGB", (90, 50))})
+    assert entity["region"]["label"] in ("dog", "cat", "park bench")
 
 
 def test_posts_may_share_an_open_file(ner, folder):

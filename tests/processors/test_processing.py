@@ -357,7 +357,7 @@ def test_error_names_the_unknown_extractor():
 def test_object_detection(detector):
     config = {"name": "object-detection", "model": str(detector), "threshold": 0.0, "batch_size": 2, "max_regions": 4}
     processor = make_processor(region_config=config)
-    assert "_detector" not in vars(processor._extract), "the weights are loaded when first needed"
+    assert not processor._extract._detectors, "the weights are loaded when first needed"
     images = [pure_noise(Image.new("RGB", (40 + 9 * place, 30)), seed=place) for place in range(3)]
     features = processor(text=["a", "b", "c", "d"], images=[images[0], None, *images[1:]])
     assert features["region_mask"].sum(1).tolist() == [4, 0, 4, 4]
@@ -367,6 +367,23 @@ def test_object_detection(detector):
     assert alone["box_scores"] and alone["boxes"] != processor.extract_regions([images[0]])[0]["boxes"]
     given = processor.extract_regions(images[:1], [[[0, 0, 1, 1]]])
     assert given[0]["boxes"] == [[0, 0, 1, 1]], "boxes given take the place of the detector"
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_the_detector_runs_where_it_is_told_unless_the_config_says_where(detector, joined):
+    """No value can be read from the device `meta`."""
+    image = Image.new("RGB", (40, 30))
+
+    def regions(asked, **options):
+        config = {"name": "object-detection", "model": str(detector), "threshold": 0.0} | options
+        processor = make_processor(region_config=["grid", ["anchors", config]] if joined else config)
+        return processor.extract_regions([image], device=asked)
+
+    expected = regions("cpu")
+    assert expected == regions(None) == regions(torch.device("cpu")) == regions("meta", device="cpu")
+    for asked, options in (("meta", {}), ("cpu", {"device": "meta"})):
+        with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+            regions(asked, **options)
 
 
 SIDES = {
