@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
+from torch.utils.data import get_worker_info
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 REGION_FIELDS = ("boxes", "box_labels", "box_scores")
@@ -113,7 +114,8 @@ class ObjectDetectionRegionExtractor:
         revision: commit, tag or branch of the checkpoint.
         threshold: least score of a region.
         batch_size: the most images that are detected at once.
-        device: where the detector runs; by default where the caller says, else on the first GPU if there is one.
+        device: where the detector runs; by default where the caller says, else on the first GPU if there is one, but on the CPU
+            in a worker of a `DataLoader`.
     """
 
     reads_images, reads_given = True, False
@@ -159,7 +161,9 @@ class ObjectDetectionRegionExtractor:
     ) -> list[Regions]:
         if not images:
             return []
-        device = self.device or device or ("cuda" if torch.cuda.is_available() else "cpu")
+        # A worker of a DataLoader is forked, and CUDA cannot be used in a forked process.
+        may_use_gpu = get_worker_info() is None and torch.cuda.is_available()
+        device = self.device or device or ("cuda" if may_use_gpu else "cpu")
         processor, model = self._processor, self._detector(device)
         unpadded = {"do_pad": False} if hasattr(processor, "do_pad") else {}
         regions = [no_regions() for _ in images]

@@ -386,6 +386,17 @@ def test_the_detector_runs_where_it_is_told_unless_the_config_says_where(detecto
             regions(asked, **options)
 
 
+def test_the_detector_leaves_the_gpu_alone_in_a_worker_of_a_data_loader(detector, monkeypatch):
+    """CUDA cannot be used in a forked process."""
+    processor = make_processor(region_config={"name": "object-detection", "model": str(detector), "threshold": 0.0})
+    images = [Image.new("RGB", (40, 30))]
+    expected = processor.extract_regions(images, device="cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    options = {"num_workers": 1, "multiprocessing_context": "fork", "batch_size": None}
+    (found,) = torch.utils.data.DataLoader([images], collate_fn=processor.extract_regions, **options)
+    assert found == expected
+
+
 SIDES = {
     "grid": ("grid", (32, 32)),
     "a square": ({"height": 90, "width": 64}, (90, 90)),
