@@ -360,10 +360,18 @@ def _add_new_types(model: HamLearningForTokenClassification, data: DatasetDict, 
 
 
 def _warn_of_missing_regions(model: HamLearningForTokenClassification, processor: HamLearningProcessor, rows: Dataset):
-    """Say how many training posts have no regions because none come with them and the model is told to find none."""
-    if processor.region_config["name"] != "precomputed" or set(model.config.levels) <= {"global"}:
+    """Say how many training posts have no regions, because none come with them and the model is told to find none; or have
+    theirs found again in every epoch.
+    """
+    finds_none, detects = processor.region_config["name"] == "precomputed", processor.needs_image(None)
+    if set(model.config.levels) <= {"global"} or not (finds_none or detects) or not (count := count_images_without_regions(rows)):
         return
-    if count := count_images_without_regions(rows):
+    if detects:
+        logger.warning(
+            "a detector looks at %d images in every epoch, and in the processes of a data loader it has no GPU: "
+            "hub_scripts.prepare_dataset --regions finds their regions once", count,
+        )  # fmt: skip
+    else:
         logger.warning(
             "%d of %d training posts have an image but bring no boxes, and region_config {name: precomputed} finds none: their "
             "regions are left out. {name: anchors} finds some, ['precomputed', 'anchors'] adds them to those that posts bring",

@@ -119,6 +119,9 @@ def test_training_posts_without_regions_are_counted(saved_model, tmp_path, caplo
         caplog.clear()
         train._warn_of_missing_regions(model, make_processor(region_config="anchors"), data)
         assert not caplog.text
+        detector = make_processor(region_config=["precomputed", {"name": "object-detection", "model": "user/repo"}])
+        train._warn_of_missing_regions(model, detector, data)
+        assert (f"a detector looks at {count} images in every epoch" in caplog.text) == bool(count)
 
 
 def test_texts_alone_are_scored_without_a_word_of_options_that_nobody_gave(saved_model, tmp_path, caplog):
