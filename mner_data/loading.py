@@ -398,27 +398,32 @@ def _standard_columns(data: Dataset, name: str, split: str, column_names: Mappin
 
 
 def _find_images(data: Dataset, path: Path) -> Dataset:
-    """The data set of a local file or folder with the paths of the images that its rows name, as in label files.
+    """The data set of a local file or folder with the paths of the images that its rows name, or that have their ids as names,
+    as in label files.
 
     A name that is not found stays, and is refused by `_check_paths`. pandas writes a missing image as an empty string.
     """
     feature = data.features.get("image")
-    if not path.exists() or not isinstance(feature, Value) or feature.dtype not in ("string", "large_string"):
+    names_files = isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+    if not path.exists() or not (feature is None or names_files):
         return data
     folder = path.parent if path.is_file() else path
     finder = ImageFinder(default_image_dir(folder), folder)
 
-    def find(name: str | None) -> str | None:
-        if is_missing(name):
-            return None
+    def find(post_id: str, name: str | None) -> str | None:
+        name = None if is_missing(name) else name
         try:
-            found = finder.find({"image": name})
+            found = finder.find({"id": post_id, "image": name})
         except DataError:  # said by `_check_paths`, with the post
             found = None
         return name if found is None else str(found.absolute())
 
-    images = [find(name) for name in data["image"]]
-    return data.remove_columns("image").add_column("image", images, feature=Value("string"))
+    names = [None] * len(data) if feature is None else data["image"]
+    images = [find(str(post_id), name) for post_id, name in zip(data["id"], names, strict=True)]
+    if feature is None and not any(images):
+        return data
+    data = data if feature is None else data.remove_columns("image")
+    return data.add_column("image", images, feature=Value("string"))
 
 
 def _check_columns(data: Dataset, name: str) -> Dataset:

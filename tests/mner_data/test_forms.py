@@ -395,6 +395,15 @@ def test_the_ids_of_parquet_may_be_whole_numbers(tmp_path):
     assert conll_post(7, ["a"], ["O"]) == "IMGID:7\na\tO\n\n"
 
 
+@pytest.mark.parametrize("names", [None, [None, "", "p3.png"]])
+def test_images_of_parquet_are_found_by_id(names, tmp_path, images):
+    """As those of label files, and as bulk tagging does."""
+    rows = {"id": ["p1", "p2", "other"], "tokens": [["a"]] * 3, "ner_tags": [["O"]] * 3}
+    pandas.DataFrame(rows | ({} if names is None else {"image": names})).to_parquet(tmp_path / "train.parquet")
+    found = [image and Path(image["path"]).name for image in load_splits(str(tmp_path / "train.parquet"))[0]["train"]["image"]]
+    assert found == ["p1.png", "p2.png", None if names is None else "p3.png"]
+
+
 def test_parquet_may_have_entities_that_count_words(tmp_path):
     rows = [
         {"tokens": ["Carl", "won"], "entities": [{"word_start": 0, "word_end": 1, "label": "PER"}]},
