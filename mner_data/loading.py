@@ -302,10 +302,13 @@ def count_images_without_regions(rows: Dataset) -> int:
     """How many posts have an image and bring no regions; an empty list of boxes brings that there are none."""
     if "image" not in rows.column_names:
         return 0
-    if "boxes" not in rows.column_names:
-        rows = rows.add_column("boxes", [None] * len(rows), feature=List(List(Value("float32"))))
-    batches = rows.select_columns(["image", "boxes"]).with_format("arrow").iter(ROWS_AT_ONCE)
-    return sum(pc.sum(pc.and_(pc.is_valid(batch["image"]), pc.is_null(batch["boxes"]))).as_py() or 0 for batch in batches)
+    columns = [name for name in ("image", "boxes") if name in rows.column_names]
+    count = 0
+    for batch in rows.select_columns(columns).with_format("arrow").iter(ROWS_AT_ONCE):
+        has_image = pc.is_valid(batch["image"])
+        without = pc.and_(has_image, pc.is_null(batch["boxes"])) if "boxes" in columns else has_image
+        count += pc.sum(without).as_py() or 0
+    return count
 
 
 def _has_images(batch: pa.Table) -> bool:
