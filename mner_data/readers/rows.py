@@ -167,9 +167,9 @@ def read_regions_of_row(row: Mapping[str, Any], where: str) -> Regions:
     Raises:
         DataError: naming the place and the field.
     """
-    values = [None if is_missing(row.get(field)) else row[field] for field in REGION_FIELDS]
+    boxes, labels, scores = (None if is_missing(row.get(field)) else row[field] for field in REGION_FIELDS)
     try:
-        regions = check_regions(*values, where)
+        regions = check_regions(boxes, labels, scores, where)
     except ValueError as error:
         raise DataError(str(error)) from error
     return regions | {"box_labels": [as_text(label) for label in regions["box_labels"]]}
