@@ -110,7 +110,7 @@ def test_training_posts_without_regions_are_counted(saved_model, tmp_path, caplo
     ]  # fmt: skip
     for kept, count in ((rows, 1), ([rows[0]], 0), ([rows[1], rows[2]], 1)):
         path = write(tmp_path / "train.jsonl", "\n".join(json.dumps(row | {"tokens": ["a"], "ner_tags": ["O"]}) for row in kept))
-        for name in "abd":
+        for name in ("a", "b", "d"):
             Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
         data = load_splits(str(path))[0]["train"]
         caplog.clear()
