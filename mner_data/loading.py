@@ -412,6 +412,8 @@ def _find_images(data: Dataset, path: Path) -> Dataset:
         return data
     folder = path.parent if path.is_file() else path
     finder = ImageFinder(default_image_dir(folder), folder)
+    if feature is None and finder.images is None:
+        return data
 
     def find(post_id: str, name: str | None) -> str | None:
         name = None if is_missing(name) else name
